@@ -36,7 +36,7 @@ run: setup readme
 	  -p plan quick -p dataset $(NAME) $(if $(DATA),-p data_root "$(ROOT)/cmu" -p also_test hdm05) $(ARGS)
 	papermill --no-progress-bar nbs/results.ipynb runs/results.ipynb
 	@echo "Executed notebooks: runs/train_martinez_$(NAME).ipynb, runs/results.ipynb"
-	@echo "Tables:             results/tables/ (start with results/tables/README.md)"
+	@echo "Tables:             results/tables/ (start with index.md, or index.html in a browser)"
 
 test: setup
 	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 nbdev_test --n_workers 2 --timing

@@ -136,7 +136,7 @@ def test_different_runs_never_share_a_file_and_the_same_run_does():
                    protocol="cmu-16", protocol_line="other", selection="best-on-validation", seed=1, epochs=7, parameters=5, notebook_parameters=dict(dataset="cmu", batch_size=3))
     paths = [record_path(one)] + [record_path(replace(one, **{k: v})) for k, v in changed.items()]
     assert len({str(p).lower() for p in paths}) == len(paths)
-    same = dict(created="2027-01-01T00:00:00Z", seconds=1.0, device="another", git_commit="f" * 40, metrics=dict(mpjpe=1.0), threads=7, notebook_parameters=dict(dataset="cmu", plan="quick", seed=0, data_root="elsewhere", gpus=4, resume=True))
+    same = dict(created="2027-01-01T00:00:00Z", seconds=1.0, device="another", git_commit="f" * 40, metrics=dict(mpjpe=1.0), threads=7, notebook_parameters=dict(dataset="cmu", plan="quick", seed=0, data_root="elsewhere", gpus=4, resume=True, also_test="hdm05"))
     assert {record_path(replace(one, **{k: v})) for k, v in same.items()} == {record_path(one)}
     assert record_path(replace(one, variant="A/B ../x")).parent == record_path(one).parent
 
@@ -264,7 +264,8 @@ def test_our_own_data_never_stand_in_a_published_table(figures, known):
 
 
 @pytest.mark.parametrize("changes", [dict(train_data="cmu"), dict(test_data="cmu"), dict(plan="quick"), dict(protocol="cmu"), dict(protocol="kudo"), dict(input_2d="cpn"), dict(variant="no-dropout"),
-                                     dict(method="lcn"), dict(metrics=dict(pa_mpjpe=30.0))])
+                                     dict(method="lcn"), dict(metrics=dict(pa_mpjpe=30.0)),
+                                     *(dict(notebook_parameters=dict(dataset="h36m", plan="paper", **{k: v})) for k, v in dict(epochs=5, batch_size=256, learning_rate=0.1, validation="S8").items())])
 def test_one_thing_that_differs_makes_two_numbers_incomparable(figures, known, changes):
     best = next(f for f in figures if f.file == "martinez" and f.value == "45.5" and not f.part)
     assert comparable(best, runs([on_h36m()])[0], known) and not comparable(best, runs([on_h36m(**changes)])[0], known)

@@ -17,10 +17,10 @@ from jaxtyping import Float
 # fraction of stature: (men, women)
 PROPORTIONS = {
     "ankle_height": (0.039, 0.039), "shank": (0.246, 0.246), "thigh": (0.245, 0.245), "foot": (0.152, 0.150),
-    "hip_half_width": (0.049, 0.052), "pelvis": (0.058, 0.058), "waist": (0.086, 0.086), "chest": (0.151, 0.151),
+    "hip_half_width": (0.049, 0.052), "waist": (0.144, 0.144), "chest": (0.151, 0.151),
     "neck": (0.080, 0.080), "head": (0.095, 0.095), "shoulder_half_width": (0.113, 0.111),
     "upper_arm": (0.186, 0.184), "forearm": (0.146, 0.143), "hand": (0.108, 0.105)}
-UPRIGHT = ("ankle_height", "shank", "thigh", "pelvis", "waist", "chest", "neck", "head") # they add up to the stature
+UPRIGHT = ("ankle_height", "shank", "thigh", "waist", "chest", "neck", "head") # they add up to the stature
 
 @dataclass(frozen=True)
 class Body:
@@ -31,8 +31,7 @@ class Body:
     thigh: float # knee to hip
     foot: float # heel to tip of the toes
     hip_half_width: float # midline to hip joint centre
-    pelvis: float # hip axis to the lumbar joint (L4/5)
-    waist: float # lumbar joint to the thoracic joint (T12/L1), joint `spine`
+    waist: float # hip axis to the thoracic joint (T12/L1), joint `spine`
     chest: float # thoracic joint to the base of the neck, joint `thorax`
     neck: float # base of the neck to base of the skull
     head: float # base of the skull to vertex
@@ -168,9 +167,8 @@ def pelvis_rotation(
 def _trunk(body: Body, pelvis, rotation, angle) -> tuple[dict, np.ndarray]:
     "Spine, neck and head; also returns the rotation of the upper trunk."
     triple = lambda part: turn_yxz(angle(f"{part}_flexion"), -angle(f"{part}_bend"), angle(f"{part}_rotation"))
-    points, place = {}, pelvis + apply(rotation, (0, 0, body.pelvis))
-    rotation = rotation @ triple("lumbar")
-    points["spine"] = place = place + apply(rotation, (0, 0, body.waist))
+    rotation, points = rotation @ triple("lumbar"), {}
+    points["spine"] = place = pelvis + apply(rotation, (0, 0, body.waist))
     upper = rotation @ triple("thoracic")
     points["thorax"] = place = place + apply(upper, (0, 0, body.chest))
     rotation = upper @ triple("neck")
@@ -182,8 +180,7 @@ def _arm(body: Body, side: str, thorax, upper, angle) -> dict:
     "Shoulder, elbow and wrist of one side."
     s = SIDES[side]
     girdle = turn_yxz(np.zeros(len(upper)), s * angle(f"{side}_clavicle_elevation"), -s * angle(f"{side}_clavicle_protraction"))
-    start = (0, s * 0.012 * body.stature, -0.007 * body.stature) # the inner end of the clavicle
-    shoulder = thorax + apply(upper, start) + apply(upper @ girdle, (0, s * (body.shoulder_half_width - 0.012 * body.stature), 0))
+    shoulder = thorax + apply(upper @ girdle, (0, s * body.shoulder_half_width, -0.007 * body.stature))
     rotation = upper @ turn_yxz(-angle(f"{side}_shoulder_flexion"), s * angle(f"{side}_shoulder_abduction"), -s * angle(f"{side}_shoulder_rotation"))
     elbow = shoulder + apply(rotation, (0, 0, -body.upper_arm))
     flexion = np.deg2rad(angle(f"{side}_elbow_flexion"))

@@ -264,7 +264,10 @@ def _habits(take: Take) -> None:
     drift = wander(rng, n, len(LIMITS), 0.7)
     upper = [i for i in range(len(LIMITS)) if i not in LEGS]
     take.angles[:, upper] += drift[:, upper] * np.array([2.2 if "shoulder" in k or "elbow" in k else 1.0 for k in np.array(list(LIMITS))[upper]])
-    take.orientation += wander(rng, n, 3, 0.8) * (1.2, 0.7, 0.6)
+    # nobody holds the trunk straight for long
+    for name, size, slow in zip(("lumbar_flexion", "lumbar_bend", "thoracic_flexion", "thoracic_bend", "thoracic_rotation"), (4, 2, 4, 3, 4), wander(rng, n, 5, 1.4).T):
+        take.add(name, size * slow)
+    take.orientation += wander(rng, n, 3, 0.8) * (1.5, 2.2, 0.8)
     take.pelvis[:, :2] += 0.004 * wander(rng, n, 2, 0.6)
     for side in SIDES:
         flexion, abduction = (np.deg2rad(take.angles[:, COLUMN[f"{side}_shoulder_{k}"]]) for k in ("flexion", "abduction"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'FIDELITY', 'Config', 'variant', 'joint_lists', 'network_input',
-           'BoundedLinear', 'hidden_layer', 'ResidualMLP', 'Martinez', 'plan', 'as_released', 'fidelity']
+           'BoundedLinear', 'hidden_layer', 'ResidualMLP', 'turned', 'Martinez', 'plan', 'as_released', 'fidelity']
 
 # %% ../../nbs/papers/martinez.ipynb #ea9a9ea6
 import math
@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..camera import Standardizer
+from ..camera import Cameras, Standardizer, project
 from ..data.base import PoseSet
-from ..skeleton import MARTINEZ_2D, MARTINEZ_3D, Skeleton
+from ..skeleton import MARTINEZ_2D, MARTINEZ_3D, Skeleton, mirror
 from ..storage import InputError
 from ..train.engine import Batch, Plan, Scheduled
 from ..train.schedules import Schedule
@@ -35,6 +35,8 @@ class Config:
     frame: str = "camera"           # frame of the 3D target: "camera" or "world"
     centring: str = "image"         # 2D input: "image" (pixels as they are), "root" (relative to the pelvis), "root+position" (both)
     joints_out: int = 16            # 16, or 14 without spine and neck/nose
+    turn: bool = False              # not in the paper: turn every training body about the vertical through its root
+    flip: bool = False              # not in the paper: mirror half of the training samples
 
     def __post_init__(self):
         for name, allowed in (("frame", ("camera", "world")), ("centring", ("image", "root", "root+position")), ("joints_out", (16, 14))):
@@ -45,7 +47,8 @@ VARIANTS = { # name of a row in the ablation table -> options
     "paper": Config(), "no-batch-norm": Config(batch_norm=False), "no-dropout": Config(dropout=0.), "no-residual": Config(residual=False),
     "no-max-norm": Config(max_norm=False), "world-frame": Config(frame="world"), "one-block": Config(blocks=1), "four-blocks": Config(blocks=4),
     "width-512": Config(width=512), "width-2048": Config(width=2048), "root": Config(centring="root"), "root+position": Config(centring="root+position"),
-    "14-joints": Config(joints_out=14), "short-run": Config(centring="root+position", dropout=0.1), "bare": Config(batch_norm=False, dropout=0., residual=False, max_norm=False)}
+    "14-joints": Config(joints_out=14), "short-run": Config(centring="root+position", dropout=0.1), "turn": Config(centring="root+position", dropout=0.1, turn=True),
+    "turn+flip": Config(centring="root+position", dropout=0.1, turn=True, flip=True), "bare": Config(batch_norm=False, dropout=0., residual=False, max_norm=False)}
 
 def variant(
     name: str, # a row of the ablation table
@@ -120,6 +123,20 @@ class ResidualMLP(nn.Module):
         for block in self.blocks: h = h + block(h) if self.residual else block(h)
         return self.last(h)
 
+# %% ../../nbs/papers/martinez.ipynb #3a9ba0cd
+def turned(
+    pose_3d: Float[Tensor, "b j 3"], # metres, camera frame, absolute
+    angle: Float[Tensor, "b"],       # radians about the world's vertical (z up)
+    cameras: Cameras,                # one per sample
+    root: int,                       # joint that stays where it is
+) -> Float[Tensor, "b j 3"]: # metres, camera frame, absolute
+    "Turns every body about the vertical line through its root (Rodrigues' formula)."
+    axis = cameras.rotation[:, None, :, 2].expand(-1, pose_3d.shape[1], -1) # the world's z in the camera frame
+    centre = pose_3d[:, root:root + 1]
+    arm, cos, sin = pose_3d - centre, angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along = (arm * axis).sum(-1, keepdim=True) * axis
+    return centre + along + cos * (arm - along) + sin * torch.linalg.cross(axis, arm)
+
 # %% ../../nbs/papers/martinez.ipynb #ae1016cc
 class Martinez(nn.Module):
     "Supervised lifting by a residual network (Martinez et al., ICCV 2017); made by `Martinez.from_data`."
@@ -141,13 +158,26 @@ class Martinez(nn.Module):
         rows = max(1, len(train) // 200_000) # a statistic of 200,000 samples is as good as one of all
         some = Batch(train, torch.arange(0, len(train), rows))
         method.input_statistics = Standardizer.fit(network_input(some.pose_2d[:, method.read], config.centring))
-        method.output_statistics = Standardizer.fit(method.desired(some).flatten(1))
+        method.output_statistics = Standardizer.fit(method.desired(some.target, some).flatten(1))
         method.mean_pose = some.target.mean(0)
         return method
 
-    def desired(self, batch: Batch) -> Float[Tensor, "b k 3"]: # metres
+    def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]: # pixels (b j 2), root-relative metres (b j 3)
+        "The pairs of a training batch, after the options' augmentation."
+        pose_2d, target, root = batch.pose_2d, batch.target, self.skeleton.root
+        if self.config.turn:
+            body = turned(batch.pose_3d, torch.rand(len(batch), device=target.device) * 2 * torch.pi, batch.camera, root)
+            pose_2d, target = project(body, batch.camera), body - body[:, root:root + 1]
+        if self.config.flip:
+            chosen = torch.rand(len(batch), 1, 1, device=target.device) < 0.5
+            middle = batch.camera.intrinsics[:, None, 2:] * target.new_tensor([1., 0.]) # the mirror is about the optical axis, so that 2D and 3D still fit
+            pose_2d = torch.where(chosen, mirror(pose_2d - middle, self.skeleton) + middle, pose_2d)
+            target = torch.where(chosen, mirror(target, self.skeleton), target)
+        return pose_2d, target
+
+    def desired(self, target: Float[Tensor, "b j 3"], batch: Batch) -> Float[Tensor, "b k 3"]: # metres
         "The 3D that the network shall give: the written joints relative to the pelvis, in the frame of the options."
-        target = batch.target[:, self.written]
+        target = target[:, self.written]
         return target if self.config.frame == "camera" else target @ batch.camera.rotation.to(target)
 
     def forward(self, pose_2d: Float[Tensor, "b j 2"]) -> Float[Tensor, "b o"]: # standardised 3D
@@ -161,8 +191,10 @@ class Martinez(nn.Module):
 
     def step(self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
         "One step of least squares on the standardised numbers."
-        with torch.no_grad(): wanted = self.output_statistics(self.desired(batch).flatten(1))
-        loss = F.mse_loss(self(batch.pose_2d), wanted)
+        with torch.no_grad():
+            pose_2d, target = self.augmented(batch)
+            wanted = self.output_statistics(self.desired(target, batch).flatten(1))
+        loss = F.mse_loss(self(pose_2d), wanted)
         optimizers["lifter"].zero_grad(set_to_none=True)
         loss.backward()
         optimizers["lifter"].step()

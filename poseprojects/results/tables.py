@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Iterable, Mapping, Sequence
-from .records import Record, identity
+from .records import WHERE, Record, identity
 from ..storage import InputError, atomic_write, results_dir
 
 # %% ../../nbs/results/tables.ipynb #873c51dc
@@ -156,8 +156,8 @@ class Run:
 
     @property
     def produced_by(self) -> str:
-        "Notebook, the parameters that differ from none, commit."
-        parameters = " ".join(f"{k}={v}" for k, v in self.notebook_parameters.items() if k in ("dataset", "plan", "fidelity", "variant", "epochs", "batch_size") and v not in ("", None))
+        "Notebook, the parameters that were given and change the numbers, commit (with + for uncommitted changes)."
+        parameters = " ".join(f"{k}={v}" for k, v in self.notebook_parameters.items() if k not in (*WHERE, "seed") and v not in ("", None))
         commits = sorted({(r.git_commit[:7] or "no commit") + ("+" if r.git_dirty else "") for r in self.records})
         return f"{self.notebook} ({parameters}) @ {', '.join(commits)}" if parameters else f"{self.notebook} @ {', '.join(commits)}"
 
@@ -214,7 +214,7 @@ class Table:
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         if not self.rows: return f"<h2>{escape(self.title)}</h2>\n<p>nothing yet</p>\n"
         body = "\n".join(cells("td", row) for row in self.rows)
-        return (f"<h2>{escape(self.title)}</h2>\n<table>\n<thead>{cells('th', self.columns)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n" + (f"<ul>{notes}</ul>\n" if notes else ""))
+        return (f"<h2>{escape(self.title)}</h2>\n<div class=scroll><table>\n<thead>{cells('th', self.columns)}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>\n" + (f"<ul>{notes}</ul>\n" if notes else ""))
 
     @property
     def csv(self) -> str:
@@ -274,6 +274,8 @@ def _number(values: Sequence[float], function) -> str:
     return "" if len(values) < (2 if function is statistics.stdev else 1) else f"{function(values):.3f}"
 
 # %% ../../nbs/results/tables.ipynb #d7f40daf
+_CHANGES = ("epochs", "batch_size", "learning_rate", "validation") # parameters that make a plan another plan
+
 def comparable(
     figure: Published, # a reference row
     run: Run,          # ours
@@ -283,6 +285,7 @@ def comparable(
     data = names("dataset", figure.dataset)
     trained_on = "h36m" if "cross-dataset" in figure.protocol else data
     return (names("run", f"{figure.method} / {figure.variant}") == f"{run.method} / {run.variant}" and run.plan == "paper" and bool(data)
+            and not any(run.notebook_parameters.get(name) for name in _CHANGES)
             and run.test_data == data and run.train_data == trained_on and run.protocol in names("protocol", figure.protocol).split()
             and run.input_2d == (names("input_2d", figure.input_2d) or None) and bool(run.values(METRICS.get(figure.quantity, ""), figure.part)))
 
@@ -390,7 +393,7 @@ def all_tables(
 
 # %% ../../nbs/results/tables.ipynb #bc6de282
 _STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1500px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;font-size:13px}th,td{padding:3px 10px;text-align:left;vertical-align:top;white-space:nowrap;border-bottom:1px solid #ddd}.long{white-space:normal;min-width:16em}
+table{border-collapse:collapse;font-size:13px}.scroll{overflow-x:auto}th,td{padding:3px 8px;text-align:left;vertical-align:top;white-space:nowrap;border-bottom:1px solid #ddd}.long{white-space:normal;min-width:16em}
 th{border-bottom:2px solid #555}.number{text-align:right;font-variant-numeric:tabular-nums}ul{font-size:12px;color:#555;padding-left:1.2em}"""
 
 def page(tables: Sequence[Table], title: str) -> str:

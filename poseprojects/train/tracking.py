@@ -27,8 +27,9 @@ def progress_bar(
 ) -> tqdm: # call `.update(samples)` and `.set_postfix_str(text)`
     "A progress bar with samples per second and time left."
     show = wants_progress() if show is None else show
-    return tqdm(total=total, initial=done, unit="sample", unit_scale=True, disable=not show, mininterval=1., smoothing=0.1,
-                dynamic_ncols=True, leave=False, file=file or sys.stderr)
+    in_terminal = sys.stderr.isatty() # a notebook keeps every line that is drawn, so there the bar moves less often
+    return tqdm(total=total, initial=done, unit="sample", unit_scale=True, disable=not show, mininterval=1. if in_terminal else 15.,
+                smoothing=0.1, dynamic_ncols=in_terminal, leave=False, file=file or sys.stderr)
 
 # %% ../../nbs/train/tracking.ipynb #6d7d177f
 class Tracker:

@@ -28,7 +28,7 @@ function draw(){{window.Plotly.newPlot(spot,figure.data,figure.layout,{config}).
 if(window.Plotly)return draw();
 var script=document.getElementById("plotly-library");
 if(!script){{script=document.createElement("script");script.id="plotly-library";script.src="{library}";document.head.appendChild(script)}}
-script.addEventListener("load",draw);script.addEventListener("error",function(){{spot.textContent="This figure needs plotly.js, which could not be loaded."}})
+script.addEventListener("load",draw);script.addEventListener("error",function(){{spot.textContent="This figure needs plotly.js, which could not be loaded; save_html writes a page that holds it."}})
 }})()</script>"""
 _CONFIG = '{"responsive":true,"displaylogo":false,"modeBarButtonsToRemove":["resetCameraLastSave3d","tableRotation"]}'
 
@@ -43,8 +43,11 @@ def _figure_class() -> type:
         _ipython_display_ = None # plotly's own would come before the bundle below
         def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
             text = html(self)
-            if len(text) > 140_000: return {"text/html": text} # both forms of a long sequence would be too much for a notebook
-            return {"application/vnd.plotly.v1+json": self.to_plotly_json(), "text/html": text}
+            bundle = {"text/html": text, "text/plain": repr(self)}
+            # Both forms of a long sequence would be too much for a notebook.
+            return bundle if len(text) > 60_000 else {"application/vnd.plotly.v1+json": self.to_plotly_json(), **bundle}
+
+        def __repr__(self): return f"PoseFigure({len(self.data)} traces, {len(self.frames)} frames)"
 
         def _repr_html_(self): return html(self)
 
