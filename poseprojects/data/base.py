@@ -65,6 +65,7 @@ def check_body(
     pose_3d: Float[Tensor, "n j 3"], # metres, any right-handed frame
     skeleton: Skeleton,              # joint set of the poses
     what: str,                       # name for the message: a file or a set
+    knees: bool = True,              # also ask whether knees bend forward; a single recording may hold too few bent ones
     at_most: int = 20_000,           # poses looked at, evenly spread
 ) -> None:
     "Raises `InputError` when the poses cannot be bodies in metres: height, left/right lengths, knees that bend backwards."
@@ -81,7 +82,7 @@ def check_body(
             raise InputError(f"{what}: the bones to {names[0]} and {names[1]} are {lengths[a]:.3f} m and {lengths[b]:.3f} m long, "
                              f"but left and right should agree; is the joint order that of {skeleton.name}?")
     needed = {"pelvis", "thorax", *(f"{s}_{j}" for s in ("left", "right") for j in ("hip", "knee", "ankle"))}
-    if needed <= set(skeleton.joints) and len(pose_3d) >= 50 and facing_agreement(pose_3d, skeleton) < -0.3:
+    if knees and needed <= set(skeleton.joints) and len(pose_3d) >= 50 and facing_agreement(pose_3d, skeleton) < -0.3:
         raise InputError(f"{what}: knees bend backwards, so left and right are exchanged or one axis is mirrored; "
                          f"swap the sides or negate one axis")
 
@@ -131,7 +132,9 @@ class PoseSet:
         else: values["pose_3d"] = None
         if values.get("confidence") is None: values["confidence"] = torch.ones(values["pose_2d"].shape[:-1])
         values["confidence"] = as_tensor(values["confidence"], torch.float32)
-        for name in _PER_SAMPLE: values[name] = as_tensor(values[name], torch.int32)
+        for name in _PER_SAMPLE:
+            given, values[name] = torch.as_tensor(values[name]), as_tensor(values[name], torch.int32)
+            if not bool((values[name] == given).all()): raise InputError(f"{values['name']}: {name} holds values that are no whole numbers of 32 bits; give integers")
         for name in _NAMES: values[name] = tuple(values[name])
         values["cameras"] = values["cameras"].to(torch.float64)
         made = cls(**values)
@@ -174,7 +177,10 @@ class PoseSet:
         "Raises `InputError` for whatever `create` promises to find."
         _check_arrays(self)
         _check_order(self)
-        if self.pose_3d is not None and len(self): check_body(self.pose_3d, self.skeleton, self.name)
+        if self.pose_3d is None or not len(self): return
+        check_body(self.pose_3d, self.skeleton, self.name)
+        for s in self.sequence.unique().tolist(): # one recording in other units would not move the median of all
+            check_body(self.pose_3d[self.sequence == s], self.skeleton, f"{self.name}, sequence {self.sequence_names[s]}", at_most=50, knees=False)
 
 # %% ../../nbs/data/base.ipynb #7cf59c3c
 def _check_arrays(made: PoseSet) -> None:
@@ -195,6 +201,12 @@ def _check_arrays(made: PoseSet) -> None:
         values = getattr(made, ids)
         if n and (int(values.min()) < 0 or int(values.max()) >= len(names)):
             raise InputError(f"{where}: {ids} runs from {int(values.min())} to {int(values.max())}, but there are {len(names)} names")
+    if not made.frame_rate > 0 or not float(made.frame_rate) < float("inf"): raise InputError(f"{where}: frame_rate = {made.frame_rate!r} must be above zero, in Hz")
+    if not isinstance(made.frame_step, int) or made.frame_step < 1: raise InputError(f"{where}: frame_step = {made.frame_step!r} must be a whole number of at least 1")
+    for name, ndim in (("images", 4), ("masks", 3)):
+        tensor = getattr(made, name)
+        if tensor is not None and (tensor.dtype != torch.uint8 or tensor.ndim != ndim or len(tensor) != n):
+            raise InputError(f"{where}: {name} must be uint8 with {ndim} axes and {n} samples, found {tensor.dtype} of shape {tuple(tensor.shape)}")
     made.cameras.check()
 
 def _check_order(made: PoseSet) -> None:
@@ -227,6 +239,7 @@ def render(
     **values,                     # other fields of PoseSet: name, frame_rate, frame_step, settings, ...
 ) -> PoseSet: # samples ordered by sequence, then camera, then frame
     "Projects world poses into every camera and keeps what a camera sees whole. Raises `InputError` as `PoseSet.create`."
+    if not clips: raise InputError(f"{values.get('name', 'render')}: there are no recordings to render; check the subjects and the folder")
     names = {k: tuple(dict.fromkeys(getattr(c, k) for c in clips)) for k in ("subject", "action", "sequence")}
     eyes = cameras.to(torch.float64)
     parts: dict[str, list] = {}
@@ -281,7 +294,8 @@ def views(
     poses: PoseSet, # N samples
 ) -> Int[Tensor, "m c"]: # sample of each instant in each camera; -1 where the camera has none
     "The samples that show one person at one instant, a row each."
-    instant = poses.sequence.long() * (int(poses.frame.max()) + 1 if len(poses) else 1) + poses.frame.long()
+    first, last = (int(poses.frame.min()), int(poses.frame.max())) if len(poses) else (0, 0)
+    instant = poses.sequence.long() * (last - first + 1) + (poses.frame.long() - first)
     unique, row = instant.unique(return_inverse=True)
     table = torch.full((len(unique), len(poses.cameras)), -1, dtype=torch.long, device=instant.device)
     table[row, poses.camera_id.long()] = torch.arange(len(poses), device=instant.device)
@@ -292,7 +306,11 @@ def save(poses: PoseSet, path: str | Path) -> Path: # the file that was written
     "Stores a set in one safetensors file, whole or not at all. Raises `InputError` when the system refuses."
     path = Path(path)
     header = poses.header() | {"fingerprint": poses.fingerprint}
-    arrays = {n: t.cpu().contiguous() for n, t in poses.tensors().items()}
+    arrays, seen = {}, set()
+    for n, t in poses.tensors().items(): # safetensors refuses arrays that share memory, such as one zero for several ids
+        arrays[n] = t.cpu().contiguous()
+        if arrays[n].untyped_storage().data_ptr() in seen: arrays[n] = arrays[n].clone()
+        seen.add(arrays[n].untyped_storage().data_ptr())
     with atomic_write(path) as temporary:
         try: save_file(arrays, temporary, metadata={"poseset": json.dumps(header)})
         except SafetensorError as error: # which hides the system's error number in its text
@@ -313,19 +331,28 @@ def open_set(path: str | Path, verify: bool = False) -> PoseSet: # arrays are ma
     except (SafetensorError, OSError, RuntimeError) as error:
         raise InputError(f"{path}: this is no complete safetensors file ({error}); delete it and make the set again") from error
     try: header = json.loads(metadata["poseset"])
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: the header holds no pose set; this safetensors file is of another program") from error
+    except (KeyError, ValueError): header = None
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise InputError(f"{path}: the header holds no pose set; this safetensors file is of another program")
     if header["format"] > FORMAT:
         raise InputError(f"{path}: written in format {header['format']}, this version reads up to {FORMAT}; install a newer poseprojects")
-    skeleton, given = header["skeleton"], header.pop("fingerprint")
-    made = PoseSet(skeleton=Skeleton(skeleton["name"], tuple(skeleton["joints"]), tuple(skeleton["parents"])), cameras=Cameras.from_dict(header["cameras"]),
+    try: made = _from_header(header, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error: # also the refusals of Skeleton and Cameras
+        raise InputError(f"{path}: the header of this pose set is damaged ({error}); delete it and make the set again") from error
+    if verify:
+        try: made.check()
+        except InputError as error: raise InputError(f"{path}: {error}; it was changed or damaged, make the set again") from error
+        if made.fingerprint != header["fingerprint"]: raise InputError(f"{path}: the content does not match its fingerprint; it was changed or damaged, make the set again")
+    made.__dict__["fingerprint"] = header["fingerprint"]
+    return made
+
+def _from_header(header: dict, tensors: dict[str, Tensor]) -> PoseSet:
+    "The set of a stored header and its arrays; any error means that the header is damaged."
+    skeleton = header["skeleton"]
+    if not isinstance(header["fingerprint"], str): raise TypeError("fingerprint is no text")
+    return PoseSet(skeleton=Skeleton(skeleton["name"], tuple(skeleton["joints"]), tuple(skeleton["parents"])), cameras=Cameras.from_dict(header["cameras"]),
                    **{"pose_3d": None} | tensors, **{n: tuple(header[n]) for n in _NAMES},
                    **{n: header[n] for n in ("name", "input_2d", "frame_rate", "frame_step", "settings")})
-    if verify:
-        made.check()
-        if made.fingerprint != given: raise InputError(f"{path}: the content does not match its fingerprint; it was changed or damaged, make the set again")
-    made.__dict__["fingerprint"] = given
-    return made
 
 # %% ../../nbs/data/base.ipynb #c7a61d5f
 def cached(

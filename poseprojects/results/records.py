@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'WHERE', 'portable_path', 'plain', 'Record', 'identity', 'record_path', 'write', 'read', 'read_all', 'find',
-           'exists', 'processor', 'commit', 'environment']
+           'exists', 'commit', 'environment']
 
 # %% ../../nbs/results/records.ipynb #47d10eed
 import hashlib, json, math, platform, re, subprocess, sys
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Mapping
+from ..train.devices import device_name
 from ..storage import InputError, atomic_write, project_root, results_dir
 
 # %% ../../nbs/results/records.ipynb #f40bbd9e
@@ -209,14 +210,6 @@ def exists(
     return bool(find(folder, **wanted))
 
 # %% ../../nbs/results/records.ipynb #406ad4b5
-def processor() -> str: # such as "Intel(R) Xeon(R) Processor, 2 cores"
-    "The name of the CPU and the number of cores that this process may use."
-    import os
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try: name = next(line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration): name = platform.processor() or platform.machine() or "CPU"
-    return f"{name}, {cores} core{'s' if cores != 1 else ''}"
-
 def _git(*arguments: str) -> str | None:
     "The output of git in the checkout, or None without git, without a checkout, without a commit."
     try: return subprocess.run(["git", "-C", str(project_root()), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout
@@ -235,7 +228,6 @@ def environment(
     "The part of a record that says where and with what a run was made."
     import numpy, poseprojects, torch
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor() if device.type == "cpu" else device.type
     versions = dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__, poseprojects=poseprojects.__version__)
     head, dirty = commit()
-    return dict(device=name, threads=torch.get_num_threads(), versions=versions, git_commit=head, git_dirty=dirty)
+    return dict(device=device_name(device), threads=torch.get_num_threads(), versions=versions, git_commit=head, git_dirty=dirty)
