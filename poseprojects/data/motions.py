@@ -208,7 +208,7 @@ def make_style(
     rng: np.random.Generator,
 ) -> Style:
     "Habits within the usual range; nine of ten are right-handed."
-    return Style(rng.uniform(5, 13), rng.uniform(10, 24), rng.uniform(3, 14), rng.uniform(3, 14), rng.uniform(3, 12), rng.uniform(0.10, 0.17),
+    return Style(rng.uniform(5, 13), rng.uniform(14, 30), rng.uniform(3, 14), rng.uniform(3, 14), rng.uniform(3, 12), rng.uniform(0.10, 0.17),
                  rng.uniform(0.88, 1.14), rng.uniform(0.85, 1.12), "right" if rng.uniform() < 0.9 else "left")
 
 @dataclass
@@ -413,7 +413,7 @@ def stand(
     yaw = movements(time, [s.time - 0.1 for s in stances[1:]], [span + 0.2] * (len(stances) - 1), np.unwrap([s.yaw for s in stances], period=360))
     ahead = 0.20 * body.foot # the weight rests a little before the ankles
     take.support = take.support + ahead * np.stack([np.cos(np.deg2rad(yaw)), np.sin(np.deg2rad(yaw))], -1)
-    take.pelvis[:] = np.concatenate([take.support, np.full((len(time), 1), body.leg + body.ankle_height - 0.004 * body.stature)], -1)
+    take.pelvis[:] = np.concatenate([take.support, np.full((len(time), 1), body.ankle_height + body.leg * (0.993 - take.rng.uniform(0.0, 0.024)))], -1)
     take.orientation[:, 0] += yaw
     take.orientation[:, 2] += 10 * (share[:, 0] - 0.5) # the free hip drops
     take.add("lumbar_bend", -10 * (share[:, 0] - 0.5))

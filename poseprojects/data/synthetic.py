@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from ..camera import Cameras, look_at
 from .base import PoseSet, WorldClip, cached, render
-from .bodies import JOINTS, SIDES, Body, arm_ik, make_body, within_limits, COLUMN
+from .bodies import COLUMN, JOINTS, SIDES, Body, arm_ik, make_body, soft_limit, within_limits
 from .motions import (BACKWARD, JOG, RATE, SIDEWAYS, SNEAK, WALK, Foot, Gait, Motion, Placement, Stance, Style, Take, go,
                                        make_style, minimum_jerk, movements, perform, roll, smoothed, stand, step_through, swing_arms,
                                        there_and_back, tiptoe, wander)
@@ -351,12 +351,13 @@ def squatting(take: Take) -> None:
     rng, body = take.rng, take.body
     stand(take, stances(take, None, width=rng.uniform(0.15, 0.24)))
     take.knee_out += rng.uniform(5, 18)
-    onsets = schedule(take, 2.6, (0.2, 1.0))
+    onsets = schedule(take, 3.3, (0.0, 0.6))
     depth = np.zeros(len(take.time))
     for onset in onsets:
         depth += rng.uniform(0.5, 1.0) * there_and_back(take.time, onset, rng.uniform(0.9, 1.3), rng.uniform(-0.1, 0.9), rng.uniform(0.8, 1.2))
-    take.pelvis[:, 2] -= depth * 0.60 * body.leg
-    bow(take, 44 * depth, 0.5)
+    depth = soft_limit(depth, -1.0, 1.0, 0.1) # acts may overlap
+    take.pelvis[:, 2] -= depth * 0.55 * body.leg
+    bow(take, 42 * depth, 0.36)
     pose = rng.choice([0, 1, 2])
     for side in SIDES:
         aim = (np.array(AHEAD, dtype=float), hand(take, side, "chest"), hand(take, side, (0.21, -0.01, -0.12, 10)))[pose]
@@ -412,6 +413,7 @@ def picking_up(take: Take) -> None:
             lifted = hand(take, side, (rng.uniform(0.17, 0.24), 0.03, rng.uniform(-0.2, -0.05), 15)) if active else hanging(take, side)
             postures[side] += [down, lifted]
         times += [onset, onset + 1.2]; spans += [1.05, 1.1]
+    low, bend = soft_limit(low, -1.0, 1.0, 0.1), soft_limit(bend, -20, 98, 10)
     take.pelvis[:, 2] -= 0.48 * low * body.leg
     for side in SIDES: gesture(take, side, times, spans, postures[side])
     bow(take, bend, 0.55); twist(take, turn)
@@ -743,7 +745,7 @@ ACTION_NAMES = tuple(action.__name__.replace("_", " ") for action in ACTIONS)
 # name: woman, stature in m, split
 SUBJECTS = {"A": (False, 1.78, "train"), "B": (True, 1.64, "train"), "C": (False, 1.69, "train"), "D": (True, 1.55, "train"),
             "E": (False, 1.92, "train"), "F": (True, 1.70, "test"), "G": (False, 1.82, "test")}
-VERSION = 6 # of the recipe; part of the cache key
+VERSION = 8 # of the recipe; part of the cache key
 
 def person(
     name: str, # a key of SUBJECTS
