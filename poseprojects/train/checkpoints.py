@@ -25,11 +25,11 @@ def random_state() -> dict: # tensors and plain numbers only
             "python": [version, torch.tensor(internal, dtype=torch.int64), gauss_next]}
 
 def set_random_state(state: dict) -> None: # of `random_state`
-    "Puts all random generators back where they stood."
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["cuda"])
+    "Puts all random generators back where they stood; all of them, those of a GPU too, take their state from the CPU."
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
     keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss_next))
 
@@ -56,9 +56,12 @@ def load_checkpoint(
     "Reads a checkpoint safely. Raises `InputError` for a missing, damaged or unsafe file."
     path = Path(path)
     if not path.is_file(): raise InputError(f"{path}: there is no such checkpoint; train first, or check out_dir")
-    try: return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: this is no complete checkpoint of poseprojects ({str(error).splitlines()[0][:120]}); delete it and train again") from error
+    try: state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error: # of a file that is damaged or foreign the reader says many things
+        said = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"{path}: this is no complete checkpoint of poseprojects ({said}); delete it and train again") from error
+    if not isinstance(state, dict): raise InputError(f"{path}: this is no complete checkpoint of poseprojects (it holds no named values); delete it and train again")
+    return state
 
 # %% ../../nbs/train/checkpoints.ipynb #24049362
 def keep_best(
@@ -70,7 +73,7 @@ def keep_best(
 ) -> Path | None: # the file, or None when this epoch is not among the best
     "Keeps this epoch if it is among the `k` best so far, and deletes the one that falls out."
     folder = Path(folder)
-    ranked = sorted((float(p.stem.split("-")[-1]), p) for p in folder.glob("best-epoch*.pt"))
+    ranked = sorted((float(p.stem.split("-")[-1]), p) for p in folder.glob("best-epoch*.pt") if not p.name.startswith(f"best-epoch{epoch:04d}-")) # an epoch may end twice, after a kill
     if k < 1 or (len(ranked) >= k and error >= ranked[k - 1][0]): return None
     path = folder / f"best-epoch{epoch:04d}-{error:.4f}.pt"
     save_checkpoint(state, path)

@@ -121,6 +121,7 @@ class Batch:
         width = self.camera.resolution[:, 0].to(self.pose_2d.dtype).reshape(-1, *[1] * (self.pose_2d.ndim - 2))
         flipped = mirror(self.pose_2d, self.poses.skeleton)
         other.pose_2d = torch.stack([flipped[..., 0] + width, flipped[..., 1]], -1)
+        if self.poses.pose_3d is not None: other.pose_3d = mirror(self.pose_3d, self.poses.skeleton)
         other.confidence = self.confidence[..., list(self.poses.skeleton.mirror)]
         return other
 
@@ -175,6 +176,7 @@ def run_identity(method: nn.Module, streams: Mapping[str, PoseSet], plan: Plan, 
 
 def _refuse_other_run(found: dict, wanted: dict, path: Path) -> None:
     "Raises `InputError` that names the first thing in which two runs differ."
+    if not isinstance(found, dict) or not found: raise InputError(f"{path}: is no checkpoint of a run; choose another out_dir, or resume=False to start over")
     for key in wanted:
         if found.get(key) != wanted[key]:
             raise InputError(f"{path}: belongs to a run with another {key} ({str(found.get(key))[:80]} there, {str(wanted[key])[:80]} now); "
@@ -189,19 +191,20 @@ class _Run:
     identity: dict
     history: History
     sums: dict[str, Tensor] = field(default_factory=dict) # losses of this epoch, summed on the device
+    counts: dict[str, int] = field(default_factory=dict)  # steps that reported each of them
 
     def state(self) -> dict:
         "All of it, for a checkpoint."
         history = {k: getattr(self.history, k) for k in ("rows", "steps", "samples", "seconds", "first_losses")}
         return {"identity": self.identity, "method": self.method.state_dict(), "optimizers": {n: s.optimizer.state_dict() for n, s in self.optimizers.items()},
-                "random": random_state(), "history": history, "sums": self.sums}
+                "random": random_state(), "history": history, "sums": self.sums, "counts": self.counts}
 
     def restore(self, state: dict) -> None:
         "Goes back to where a checkpoint was written."
         self.method.load_state_dict(state["method"])
         for name, scheduled in self.optimizers.items(): scheduled.optimizer.load_state_dict(state["optimizers"][name])
-        self.history, self.sums = History(**state["history"]), state["sums"]
-        set_random_state({k: v if k != "torch" else v.cpu() for k, v in state["random"].items()})
+        self.history, self.sums, self.counts = History(**state["history"]), state["sums"], state["counts"]
+        set_random_state(state["random"])
 
     def finite(self) -> bool:
         "Whether the losses since the epoch began and all weights are numbers."
@@ -234,13 +237,24 @@ def fit(
     streams = {n: Stream(n, p, plan, seed, device, getattr(method, "window", 1), getattr(method, "causal", False)) for n, p in sets.items()}
     run = _Run(method, method.optimizers(plan), run_identity(method, sets, plan, seed), History())
     path = Path(folder) / "last.pt" if folder else None
+    if plan.clip_norm is not None:
+        for scheduled in run.optimizers.values(): _clip_before_steps(scheduled.optimizer, plan.clip_norm)
+    if path and path.parent.is_dir():
+        for left in path.parent.glob(".tmp-*"): left.unlink(missing_ok=True) # by a process that was killed while it wrote
+    if path and not resume:
+        for old in path.parent.glob("best-epoch*.pt"): old.unlink() # of another run, whose errors are no measure for this one
     if path and resume and path.is_file():
         state = load_checkpoint(path, device)
-        _refuse_other_run(state.get("identity", {}), run.identity, path)
+        _refuse_other_run(state.get("identity"), run.identity, path)
         run.restore(state)
     if run.history.steps < plan.epochs * next(iter(streams.values())).steps:
         _train(run, streams, plan, device, path, validation, protocol, keep, checkpoint_every, trace, show)
     return run.history
+
+def _clip_before_steps(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    "Limits the norm of the gradient of an optimiser's parameters before each of its steps."
+    def clip(optimizer, args, kwargs): nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+    optimizer.register_step_pre_hook(clip)
 
 def _train(run: _Run, streams: dict[str, Stream], plan: Plan, device, path: Path | None, validation, protocol, keep, checkpoint_every, trace, show) -> None:
     "The loop of `fit`, from wherever the run stands to its end."
@@ -258,7 +272,9 @@ def _train(run: _Run, streams: dict[str, Stream], plan: Plan, device, path: Path
             batch = batches.pop(main)
             batch.others = batches
             losses = {n: v.detach() for n, v in run.method.step(batch, optimizers).items()}
-            for name, value in losses.items(): run.sums[name] = run.sums[name] + value if name in run.sums else value
+            for name, value in losses.items():
+                run.sums[name] = run.sums[name] + value if name in run.sums else value
+                run.counts[name] = run.counts.get(name, 0) + 1
             if history.steps < trace: history.first_losses.append({n: float(v) for n, v in losses.items()})
             history.steps += 1; history.samples += len(batch)
             bar.update(len(batch))
@@ -283,9 +299,9 @@ def _set_learning_rates(optimizers: dict[str, Scheduled], clock: Clock) -> None:
 def _end_epoch(run: _Run, clock: Clock, tracker: Tracker, device, validation, protocol, keep: int, path: Path | None) -> None:
     "Writes the row of an epoch, and keeps it if it is one of the best."
     row = {"epoch": clock.epoch + 1, "step": run.history.steps, "seconds": run.history.seconds}
-    row |= {f"loss/{n}": float(v) / clock.steps_per_epoch for n, v in run.sums.items()}
+    row |= {f"loss/{n}": float(v) / run.counts[n] for n, v in run.sums.items()}
     row |= {f"lr/{n}": s.optimizer.param_groups[0]["lr"] for n, s in run.optimizers.items()}
-    run.sums = {}
+    run.sums, run.counts = {}, {}
     if validation is not None:
         from poseprojects.train.evaluation import evaluate # imported late: evaluation builds its batches with this module
         kept = random_state()

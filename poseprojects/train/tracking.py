@@ -40,7 +40,7 @@ class Tracker:
         if self.folder is None: return
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError: return # TensorBoard is an extra: the history is complete without it
-        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=len(self.rows))
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.rows[-1]["epoch"] + 1 if self.rows else 0)
 
     def add(self, row: dict) -> None: # names and numbers of one epoch; "epoch" is among them
         "Appends the row of an epoch and writes it out."
