@@ -404,7 +404,7 @@ def test_one_picture_of_ones_own(train, test, tmp_path):
 
 # ---------------------------------------------------------------- what it learns
 
-QUICK = Plan("learning", epochs=10, batch_size=128, learning_rate=3e-3, schedule=Schedule("one_cycle", end=0.001))
+QUICK = Plan("learning", epochs=6, batch_size=128, learning_rate=3e-3, schedule=Schedule("one_cycle", end=0.001))
 LEARNT_SYNTHETIC, LEARNT_CMU = 0.40, 0.42 # largest share of the mean pose's error; measured: 61.8 of 213.2 mm (0.29) and 56.6 of 179.4 mm (0.32), each in about 10 s
 
 @pytest.mark.slow
@@ -519,9 +519,3 @@ def test_the_notebook_from_the_command_line(own_places):
     assert checkpoint.read_bytes() == before # nothing was trained, nothing written again
     again = [json.loads(p.read_text()) for p in (own_places / "results").rglob("*.json")]
     assert all(r["metrics"] == record["metrics"] and r["seconds"] == record["seconds"] for r in again)
-
-@pytest.mark.slow
-def test_a_bad_parameter_on_the_command_line(own_places):
-    refused = papermill(own_places, ("variant", "wide"))
-    assert refused.returncode != 0 and "variant 'wide' is not known; choose one of paper" in refused.stderr
-    assert not (own_places / "results").exists() and not (own_places / "runs").exists()
