@@ -134,7 +134,7 @@ CMU16 = CMU.but("cmu-16", skeleton="h36m16")
 # %% ../nbs/protocol.ipynb #4722fe00
 KUDO = Protocol("kudo", "h36m17", alignment="target", scale_oracle="in-plane", subjects=("S9", "S11"), frames=5,
                 exclusions=(Exclusion(subject="S11", sequence="Directions", camera="54138969", reason="skipped with true 2D, too"),))
-RHODIN = Protocol("rhodin", "h36m17", root_counted=False, scale_oracle="per-pose", action_mean=False, subjects=("S9", "S11"), frames=64,
+RHODIN = Protocol("rhodin", "h36m17", root_counted=False, headline="n_mpjpe", action_mean=False, subjects=("S9", "S11"), frames=64,
                   note="the release writes the mean over 16 joints as a factor 17/16")
 XAS = Protocol("xas-release", "xas18", alignment="none", hypotheses="best-per-joint", side_repair=True, axes="world", subjects=("S9", "S11"),
                note="world positions from the true root depth; N-MPJPE is scaled about the world origin")

@@ -48,7 +48,7 @@ def repeated(poses, n, **ids):
     "A set of `n` samples with the poses of another one, and ids of one's own."
     row = torch.arange(n) % len(poses)
     none = {k: torch.zeros(n, dtype=torch.int32) for k in ("camera_id", "subject", "action", "sequence")}
-    return values_of(poses) | {k: getattr(poses, k)[row] for k in ("pose_2d", "pose_3d", "confidence")} | none | {"frame": torch.arange(n)} | ids
+    return values_of(poses) | {k: getattr(poses, k)[row] for k in ("pose_2d", "pose_3d", "confidence")} | none | {"frame": torch.arange(n), "input_2d": "any"} | ids
 
 def one_sentence(message):
     assert "\n" not in message and len(message) < 330, message
@@ -133,6 +133,11 @@ REFUSED = { # what was done to a sound set -> the words that must be in the answ
     "NaN translation":            (lambda s: {"cameras": with_camera(s.cameras, translation=put(s.cameras.translation, (2, 1), float("nan")))}, ("cam2", "translation")),
     "four distortion terms":      (lambda s: {"cameras": with_camera(s.cameras, distortion=s.cameras.distortion[:, :4])}, ("distortion", "(3, 4)")),
     "image of no size":           (lambda s: {"cameras": with_camera(s.cameras, resolution=s.cameras.resolution * 0)}, ("cam0", "resolution")),
+    "root-relative 3D":           (lambda s: {"pose_3d": s.pose_3d - s.pose_3d[:, :1]}, ("toy", "root-relative")),
+    "3D in the world's frame":    (lambda s: {"pose_3d": torch.tensor(steps(60)).float().repeat(8, 1, 1)[:len(s)]}, ("toy", "frame")),
+    "cameras of another room":    (lambda s: {"cameras": with_camera(s.cameras, intrinsics=s.cameras.intrinsics * 1.2)}, ("camera_id", "px away")),
+    "one camera of another room": (lambda s: {"cameras": with_camera(s.cameras, intrinsics=put(s.cameras.intrinsics, (2, 0), 1600.))}, ("cam2", "px away")),
+    "2D and 3D in two orders":    (lambda s: {"pose_2d": swapped(s.pose_2d)}, ("joint order", "px away")),
     "one sequence in millimetres": (lambda s: {"pose_3d": s.pose_3d * torch.where(s.sequence == 2, 1000., 1.)[:, None, None]}, ("ann-2", "divide by 1000")),
     "no frame rate":              (lambda s: {"frame_rate": 0.}, ("frame_rate",)),
     "frame step of zero":         (lambda s: {"frame_step": 0}, ("frame_step",)),
@@ -154,6 +159,12 @@ def test_sound_bodies_are_not_refused(toy):
     angle = torch.tensor(1.3)
     turn = torch.tensor([[1, 0, 0], [0, angle.cos(), -angle.sin()], [0, angle.sin(), angle.cos()]])
     for poses in (toy.pose_3d * 0.75, toy.pose_3d * 1.25, toy.pose_3d @ turn, mirror(toy.pose_3d, H36M17)): check_body(poses, H36M17, "sound")
+
+def test_a_detector_may_differ_from_the_truth(toy):
+    "Only 2D that calls itself exact must be exact."
+    moved = values_of(toy) | {"pose_2d": toy.pose_2d + 20}
+    assert PoseSet.create(**moved | {"input_2d": "detector"}).input_2d == "detector"
+    with pytest.raises(InputError, match="px away"): PoseSet.create(**moved)
 
 def test_height_does_not_shrink_when_a_body_bends(toy):
     straight, bent = steps(2), steps(60)
@@ -505,10 +516,11 @@ tangential = "radial only: the sign conventions of the tangential terms are the 
 
 def test_render_is_a_plain_loop():
     cameras = eyes(distortion=(-0.2, 0.1, 0.01, 0., 0.))
+    cameras = replace(cameras, intrinsics=put(cameras.intrinsics, (2, slice(0, 2)), 150.), distortion=put(cameras.distortion, 2, 0.)) # one wide angle, which sees what is too near
     walk = lambda frames, x0, x1: steps(frames) + np.linspace((x0, 0, 0), (x1, 0, 0), frames)[:, None]
     motions = [WorldClip(walk(50, -4, 4), "ann", "walking", "w1", np.arange(0, 250, 5)), # comes into view and leaves it
                WorldClip(walk(30, 0, 0.5), "bob", "walking", "w2", np.arange(30)),
-               WorldClip(walk(40, 0, 0) + np.linspace((0, 0, 0), (0, -5.5, 0), 40)[:, None], "ann", "approaching", "w3", np.arange(40))] # walks into camera 1
+               WorldClip(walk(40, 0, 0) + np.linspace((0, 0, 0), (-2.2, -4.95, 0), 40)[:, None], "ann", "approaching", "w3", np.arange(40))] # walks into the wide camera
     made = render(motions, cameras, H36M17, name="walks", frame_rate=10., frame_step=5)
     expected, dropped_near, dropped_side = [], 0, 0
     for s, clip in enumerate(motions):
@@ -517,13 +529,15 @@ def test_render_is_a_plain_loop():
             K, d = cameras.intrinsics[c].double().tolist(), cameras.distortion[c].double().tolist()
             for k in range(len(clip.pose)):
                 seen = [R @ joint + t for joint in clip.pose[k]]
-                if not all(p[2] > 1.0 for p in seen): dropped_near += 1; continue
+                if min(p[2] for p in seen) <= 0: continue
                 pixels = [slow_pixel(p, K, d) for p in seen]
-                if all(0 <= u <= 1000 and 0 <= v <= 1000 for u, v in pixels): expected.append((s, c, clip.frame[k], np.array(seen), np.array(pixels)))
+                inside = all(0 <= u <= 1000 and 0 <= v <= 1000 for u, v in pixels)
+                if not all(p[2] > 1.0 for p in seen): dropped_near += inside
+                elif inside: expected.append((s, c, clip.frame[k], np.array(seen), np.array(pixels)))
                 else: dropped_side += 1
-    assert dropped_near > 5 and dropped_side > 20 and len(expected) > 100 # the test would be empty otherwise
+    assert dropped_near >= 2 and dropped_side > 20 and len(expected) > 100 # the test would be empty otherwise
     assert list(zip(made.sequence.tolist(), made.camera_id.tolist(), made.frame.tolist())) == [e[:3] for e in expected]
-    assert torch.equal(made.pose_3d, torch.tensor(np.stack([e[3] for e in expected])).float())
+    assert float((made.pose_3d - torch.tensor(np.stack([e[3] for e in expected]))).abs().max()) < 1e-6
     assert float((made.pose_2d - torch.tensor(np.stack([e[4] for e in expected]))).abs().max()) < 1e-4
     assert [made.subject_names[k] for k in made.subject.unique_consecutive()] == ["ann", "bob", "ann"]
     assert made.action_names == ("walking", "approaching") and made.sequence_names == ("w1", "w2", "w3")

@@ -374,14 +374,16 @@ def test_the_world_frame_is_a_rotation_away(train, test):
     assert float(level.mean()) > 0.3 # z of the world is up, y of a camera is down
 
 def test_the_released_evaluation_drops_the_rest_of_every_action(test):
-    released = as_released(test)
+    test = test.select(torch.arange(len(test)) % 11 != 0)
+    released = as_released(test, synthetic.PROTOCOL)
     dropped = 0
+    assert max(int((test.action == a).sum()) % 64 for a in range(len(test.action_names))) >= 32 # full batches of 64, not of 32
     for a in range(len(test.action_names)):
         before, after = (s.frame[s.action == a] for s in (test, released))
         assert torch.equal(after, before[: len(before) // 64 * 64])
         dropped += len(before) % 64
     assert len(released) == len(test) - dropped and dropped > 0
-    assert martinez.fidelity("paper")(test) is test and len(martinez.fidelity("release")(test)) == len(released)
+    assert martinez.fidelity("paper")(test, synthetic.PROTOCOL) is test and len(martinez.fidelity("release")(test, synthetic.PROTOCOL)) == len(released)
 
 def test_one_picture_of_ones_own(train, test, tmp_path):
     "One pose from elsewhere, joints in another order, no 3D, with the statistics of the checkpoint."
@@ -405,7 +407,7 @@ def test_one_picture_of_ones_own(train, test, tmp_path):
 # ---------------------------------------------------------------- what it learns
 
 QUICK = Plan("learning", epochs=6, batch_size=128, learning_rate=3e-3, schedule=Schedule("one_cycle", end=0.001))
-LEARNT_SYNTHETIC, LEARNT_CMU = 0.40, 0.42 # largest share of the mean pose's error; measured: 61.8 of 213.2 mm (0.29) and 56.6 of 179.4 mm (0.32), each in about 10 s
+LEARNT_SYNTHETIC, LEARNT_CMU = 0.45, 0.48 # largest share of the mean pose's error; measured: 73.5 of 213.2 mm (0.34) and 67.4 of 179.4 mm (0.38), some 5 s of training each on a quiet core
 
 @pytest.mark.slow
 def test_it_learns_on_synthetic_motion():
@@ -519,3 +521,27 @@ def test_the_notebook_from_the_command_line(own_places):
     assert checkpoint.read_bytes() == before # nothing was trained, nothing written again
     again = [json.loads(p.read_text()) for p in (own_places / "results").rglob("*.json")]
     assert all(r["metrics"] == record["metrics"] and r["seconds"] == record["seconds"] for r in again)
+
+def test_the_release_drops_frames_after_the_exclusions(test):
+    from poseprojects.protocol import Exclusion
+    without = synthetic.PROTOCOL.but("without", exclusions=(Exclusion(sequence=test.sequence_names[0]),))
+    released = as_released(test, without)
+    assert not bool((released.sequence == 0).any())
+    assert [int((released.action == a).sum()) % 64 for a in range(len(test.action_names))] == [0] * len(test.action_names)
+
+def test_fourteen_joints_are_scored_on_fourteen(test):
+    "A network that writes 14 joints exactly scores zero; the joints it does not write are not scored."
+    class Exact(torch.nn.Module):
+        def predict(self, batch):
+            pose = batch.target.clone()
+            pose[:, list(H36M17.indices(("spine", "neck_nose")))] = 5.
+            return pose[:, None]
+    protocol = martinez.scoring(synthetic.PROTOCOL, martinez.variant("14-joints"))
+    assert len(protocol.joints) == 14 and protocol.id == "synthetic-14"
+    assert evaluate(Exact(), test, protocol)["mpjpe"] == pytest.approx(0, abs=1e-4)
+    assert evaluate(Exact(), test, synthetic.PROTOCOL)["mpjpe"] > 100
+    assert martinez.scoring(synthetic.PROTOCOL, Config()) is synthetic.PROTOCOL
+
+def test_turning_does_not_hide_a_detector(train):
+    noisy = replace(train, input_2d="detector", pose_2d=train.pose_2d + 3)
+    with pytest.raises(InputError, match="ground truth"): Martinez.from_data(noisy, martinez.variant("turn"))

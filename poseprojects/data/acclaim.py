@@ -448,7 +448,7 @@ def _check_angles(path: Path, line: int, unit: str, values: dict[str, np.ndarray
     "Refuses angles whose size contradicts the unit in the header."
     angles = np.abs(np.concatenate([v[:, -3:].ravel() for v in values.values()]))
     typical, largest = float(np.percentile(angles, 75)), float(angles.max())
-    if unit == "degrees" and largest > 0 and typical < 2:
+    if unit == "degrees" and 0 < largest < 6.5 and typical < 2: # a whole turn is 6.28 radians
         _refuse(path, line, f"the header says :DEGREES, but three quarters of all angles are below {typical:.2g}, which fits radians, expected the unit that the numbers have")
     if unit == "radians" and typical > 4:
         _refuse(path, line, f"the header says :RADIANS, but a quarter of all angles is above {typical:.3g}, which fits degrees, expected the unit that the numbers have")

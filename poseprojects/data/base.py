@@ -40,51 +40,59 @@ def body_height(
     return reach(("head",)) + reach(("left_ankle", "right_ankle"))
 
 # %% ../../nbs/data/base.ipynb #219285c4
-def facing_agreement(
-    pose_3d: Float[Tensor, "n j 3"], # metres, any right-handed frame
-    skeleton: Skeleton,              # needs pelvis, thorax, hips, knees, ankles
-) -> float: # -1 (every bent knee says mirrored) to 1 (every bent knee says sound)
-    "Whether knees bend to the front, weighted by how far they bend; negative when left and right are exchanged."
+def _knee_votes(pose_3d: Float[Tensor, "n j 3"], skeleton: Skeleton) -> Float[Tensor, "k"]:
+    "How far each bent knee opens to the back (positive) or to the front; knees bent by less than ten degrees are left out."
     at = lambda name: pose_3d[:, skeleton.index(name)]
-    left, up = at("left_hip") - at("right_hip"), at("thorax") - at("pelvis")
-    ahead = torch.linalg.cross(left, up)
-    ahead = ahead / ahead.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    bend = torch.cat([(at(f"{s}_knee") - (at(f"{s}_hip") + at(f"{s}_ankle")) / 2).mul(ahead).sum(-1) for s in ("left", "right")])
-    return float(bend.sum() / bend.abs().sum().clamp_min(1e-9))
+    unit = lambda v: v / v.norm(dim=-1, keepdim=True).clamp_min(1e-9)
+    left = unit(at("left_hip") - at("right_hip"))
+    bend = torch.cat([(torch.linalg.cross(unit(at(f"{side}_knee") - at(f"{side}_hip")), unit(at(f"{side}_ankle") - at(f"{side}_knee"))) * left).sum(-1) for side in ("left", "right")])
+    return bend[bend.abs() > 0.17] # the sine of ten degrees
+
+def facing_agreement(
+    pose_3d: Float[Tensor, "n j 3"], # any unit, any right-handed frame
+    skeleton: Skeleton,              # needs hips, knees and ankles
+) -> float: # -1 (every bent knee says mirrored) to 1 (every bent knee says sound); 0 when no knee is bent
+    "Whether knees open to the back; negative when left and right are exchanged."
+    votes = _knee_votes(pose_3d, skeleton)
+    return float(votes.sum() / votes.abs().sum().clamp_min(1e-9))
 
 # %% ../../nbs/data/base.ipynb #69fb288b
-def _units_advice(height: float) -> str:
+def _units_advice(height: float, least: float, most: float) -> str:
     "What a wrong height looks like."
     for factor, text in ((1000., "the values look like millimetres: divide by 1000"), (100., "the values look like centimetres: divide by 100"),
                          (1 / 0.0254, "the values look like inches: multiply by 0.0254"), (0.001, "the values look like kilometres or were divided by 1000 twice"),
                          (0.0254, "the values were multiplied by 0.0254 once too often")):
-        if 1.0 <= height / factor <= 2.2: return text
+        if least <= height / factor <= most: return text
     return "give metres"
 
 def check_body(
     pose_3d: Float[Tensor, "n j 3"], # metres, any right-handed frame
     skeleton: Skeleton,              # joint set of the poses
     what: str,                       # name for the message: a file or a set
-    knees: bool = True,              # also ask whether knees bend forward; a single recording may hold too few bent ones
     at_most: int = 20_000,           # poses looked at, evenly spread
 ) -> None:
-    "Raises `InputError` when the poses cannot be bodies in metres: height, left/right lengths, knees that bend backwards."
+    "Raises `InputError` when the poses cannot be bodies in metres: height or leg length, left/right lengths, knees that bend backwards."
     pose_3d = pose_3d[:: max(1, len(pose_3d) // at_most)].double()
-    if {"head", "left_ankle", "right_ankle"} <= set(skeleton.joints):
-        height = float(body_height(pose_3d, skeleton).median())
-        if not 1.0 <= height <= 2.2:
-            raise InputError(f"{what}: bodies are {height:.4g} m from head to ankle, but people are 1.0 to 2.2 m; {_units_advice(height)}")
+    names = set(skeleton.joints)
+    if {"head", "left_ankle", "right_ankle"} <= names: _check_size(body_height(pose_3d, skeleton), 1.0, 2.2, what, "bodies are {:.4g} m from head to ankle, but people are 1.0 to 2.2 m")
+    elif {f"{side}_{joint}" for side in ("left", "right") for joint in ("hip", "knee", "ankle")} <= names: # no top of the head: two legs must do
+        leg = lambda side: sum((pose_3d[:, skeleton.index(f"{side}_{a}")] - pose_3d[:, skeleton.index(f"{side}_{b}")]).norm(dim=-1) for a, b in (("hip", "knee"), ("knee", "ankle")))
+        _check_size((leg("left") + leg("right")) / 2, 0.45, 1.2, what, "legs are {:.4g} m from hip to ankle, but people's are 0.45 to 1.2 m")
     lengths = bone_lengths(pose_3d, skeleton).median(0).values
     for a, b in skeleton.symmetric_bones:
         longer, shorter = max(lengths[a], lengths[b]), min(lengths[a], lengths[b])
         if longer > 0.05 and shorter < 0.6 * longer:
-            names = [skeleton.joints[skeleton.bones[k][0]] for k in (a, b)]
-            raise InputError(f"{what}: the bones to {names[0]} and {names[1]} are {lengths[a]:.3f} m and {lengths[b]:.3f} m long, "
+            ends = [skeleton.joints[skeleton.bones[k][0]] for k in (a, b)]
+            raise InputError(f"{what}: the bones to {ends[0]} and {ends[1]} are {lengths[a]:.3f} m and {lengths[b]:.3f} m long, "
                              f"but left and right should agree; is the joint order that of {skeleton.name}?")
-    needed = {"pelvis", "thorax", *(f"{s}_{j}" for s in ("left", "right") for j in ("hip", "knee", "ankle"))}
-    if knees and needed <= set(skeleton.joints) and len(pose_3d) >= 50 and facing_agreement(pose_3d, skeleton) < -0.3:
-        raise InputError(f"{what}: knees bend backwards, so left and right are exchanged or one axis is mirrored; "
-                         f"swap the sides or negate one axis")
+    if {f"{side}_{joint}" for side in ("left", "right") for joint in ("hip", "knee", "ankle")} <= names:
+        if len(_knee_votes(pose_3d, skeleton)) >= 20 and facing_agreement(pose_3d, skeleton) < -0.3:
+            raise InputError(f"{what}: knees bend backwards, so left and right are exchanged or one axis is mirrored; swap the sides or negate one axis")
+
+def _check_size(size: Float[Tensor, "n"], least: float, most: float, what: str, text: str) -> None:
+    "Raises `InputError` when the median size in metres is out of range, with a guess at the unit."
+    median = float(size.median())
+    if not least <= median <= most: raise InputError(f"{what}: {text.format(median)}; {_units_advice(median, least, most)}")
 
 # %% ../../nbs/data/base.ipynb #78a50728
 FORMAT = 1  # of the stored file; raised when an older reader could not understand it
@@ -180,7 +188,8 @@ class PoseSet:
         if self.pose_3d is None or not len(self): return
         check_body(self.pose_3d, self.skeleton, self.name)
         for s in self.sequence.unique().tolist(): # one recording in other units would not move the median of all
-            check_body(self.pose_3d[self.sequence == s], self.skeleton, f"{self.name}, sequence {self.sequence_names[s]}", at_most=50, knees=False)
+            check_body(self.pose_3d[self.sequence == s], self.skeleton, f"{self.name}, sequence {self.sequence_names[s]}", at_most=50)
+        _check_geometry(self)
 
 # %% ../../nbs/data/base.ipynb #7cf59c3c
 def _check_arrays(made: PoseSet) -> None:
@@ -208,6 +217,21 @@ def _check_arrays(made: PoseSet) -> None:
         if tensor is not None and (tensor.dtype != torch.uint8 or tensor.ndim != ndim or len(tensor) != n):
             raise InputError(f"{where}: {name} must be uint8 with {ndim} axes and {n} samples, found {tensor.dtype} of shape {tuple(tensor.shape)}")
     made.cameras.check()
+
+def _check_geometry(made: PoseSet) -> None:
+    "The 3D stands before its cameras and, where the 2D is ground truth, projects onto it: the camera frame is the right one, absolute, of the right camera, in the right joint order."
+    some = torch.arange(0, len(made), max(1, len(made) // 1000), device=made.pose_2d.device)
+    behind = float((made.pose_3d[some, :, 2] <= 0).double().mean())
+    if behind > 0.01:
+        raise InputError(f"{made.name}: {behind:.0%} of the joints of pose_3d lie behind their camera (z <= 0), so it is root-relative or in the world frame; give absolute camera coordinates")
+    if made.input_2d != "gt": return
+    for c in made.camera_id.unique().tolist(): # one by one: a wrong camera among four would not move the median of all
+        seen = (made.camera_id == c).nonzero().flatten()
+        seen = seen[:: max(1, len(seen) // 300)]
+        error = float((project(made.pose_3d[seen].double(), made.cameras[made.camera_id[seen]]) - made.pose_2d[seen].double()).norm(dim=-1).median())
+        if not error < 5:
+            raise InputError(f"{made.name}, camera {made.cameras.names[c]}: pose_3d projects {error:.3g} px away from pose_2d, which input_2d = 'gt' says is exact; "
+                             f"check camera_id, the joint order of both, and the frame of pose_3d, or name the detector in input_2d")
 
 def _check_order(made: PoseSet) -> None:
     "Each (sequence, camera) stands together and its frames increase."
@@ -240,7 +264,8 @@ def render(
 ) -> PoseSet: # samples ordered by sequence, then camera, then frame
     "Projects world poses into every camera and keeps what a camera sees whole. Raises `InputError` as `PoseSet.create`."
     if not clips: raise InputError(f"{values.get('name', 'render')}: there are no recordings to render; check the subjects and the folder")
-    names = {k: tuple(dict.fromkeys(getattr(c, k) for c in clips)) for k in ("subject", "action", "sequence")}
+    names = {k: tuple(dict.fromkeys(getattr(c, k) for c in clips)) for k in ("subject", "action")}
+    recordings = tuple(dict.fromkeys((c.subject, c.sequence) for c in clips)) # two people may have recordings of one name
     eyes = cameras.to(torch.float64)
     parts: dict[str, list] = {}
     for clip in clips:
@@ -251,11 +276,11 @@ def render(
             seen = world_to_camera(world, eye)
             keep = in_view(seen, eye, near=min_depth)
             fields = dict(pose_3d=seen[keep].float(), pose_2d=project(seen, eye)[keep].float(), frame=frame[keep])
-            ids = dict(camera_id=c, **{k: names[k].index(getattr(clip, k)) for k in names})
+            ids = dict(camera_id=c, sequence=recordings.index((clip.subject, clip.sequence)), **{k: names[k].index(getattr(clip, k)) for k in names})
             fields |= {k: torch.full((int(keep.sum()),), i, dtype=torch.int32) for k, i in ids.items()}
             for k, v in fields.items(): parts.setdefault(k, []).append(v)
     return PoseSet.create(skeleton=skeleton, cameras=cameras, **{k: torch.cat(v) for k, v in parts.items()},
-                          subject_names=names["subject"], action_names=names["action"], sequence_names=names["sequence"], **values)
+                          subject_names=names["subject"], action_names=names["action"], sequence_names=tuple(name for _, name in recordings), **values)
 
 # %% ../../nbs/data/base.ipynb #cfd4efeb
 def clips(

@@ -18,7 +18,7 @@ from ..skeleton import H36M17
 from ..storage import InputError
 
 # %% ../../nbs/data/hdm05.ipynb #063c1f4b
-PROTOCOL = protocol.CMU
+PROTOCOL = protocol.CMU.but("hdm05", subjects=("bd", "bk"), exclusions=(), note="four virtual cameras, true 2D; people of another laboratory, never trained on")
 SUBJECTS = ("bd", "bk")
 RECIPE = 1 # raised when the same files would give another set
 _NAME = re.compile(r"HDM_([a-z]{2})_(\w+?)_(\d{3})_(\d+)\.amc")

@@ -28,6 +28,7 @@ from .motions import (BACKWARD, JOG, RATE, SIDEWAYS, SNEAK, WALK, Foot, Gait, Mo
                                        there_and_back, tiptoe, wander)
 from ..protocol import CMU
 from ..skeleton import H36M17
+from ..storage import InputError
 
 # %% ../../nbs/data/synthetic.ipynb #25691870
 AHEAD, OUT, UP = (85, 5, 0, 12), (5, 85, 0, 12), (165, 12, 0, 12) # straight arm forward, sideways, overhead; degrees
@@ -813,10 +814,10 @@ def load(
     """The embedded data set, made when first asked for and cached afterwards.
 
     Joints of H36M17 in metres in the camera frame, pixels of 1000 by 1000 images, 50 Hz.
-    Raises `ValueError` for an unknown split, 2D input or a set too small to hold every action."""
-    if split not in ("train", "test"): raise ValueError(f"split {split!r} is not there; it is 'train' or 'test'")
-    if input_2d != "gt": raise ValueError(f"2D input {input_2d!r} is not there; the synthetic set has 'gt' only, detections need images")
+    Raises `InputError` for an unknown split, 2D input or a set too small to hold every action."""
+    if split not in ("train", "test"): raise InputError(f"split {split!r} is not there; it is 'train' or 'test'")
+    if input_2d != "gt": raise InputError(f"2D input {input_2d!r} is not there; the synthetic set has 'gt' only, detections need images")
     least = 8 * 4 * len(SUBJECTS) * len(ACTIONS)
-    if samples < least: raise ValueError(f"{samples} samples are too few for {len(ACTIONS)} actions of {len(SUBJECTS)} people; ask for {least} or more")
+    if samples < least: raise InputError(f"{samples} samples are too few for {len(ACTIONS)} actions of {len(SUBJECTS)} people; ask for {least} or more")
     settings = dict(recipe="synthetic", version=VERSION, split=split, samples=samples, seed=seed)
     return cached(f"synthetic-{split}", settings, partial(build, split, samples, seed))

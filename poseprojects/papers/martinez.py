@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'FIDELITY', 'Config', 'variant', 'joint_lists', 'network_input',
-           'BoundedLinear', 'hidden_layer', 'ResidualMLP', 'turned', 'Martinez', 'plan', 'as_released', 'fidelity']
+           'BoundedLinear', 'hidden_layer', 'ResidualMLP', 'turned', 'Martinez', 'plan', 'as_released', 'fidelity',
+           'scoring']
 
 # %% ../../nbs/papers/martinez.ipynb #ea9a9ea6
 import math
@@ -17,9 +18,11 @@ from torch.nn import functional as F
 
 from ..camera import Cameras, Standardizer, project
 from ..data.base import PoseSet
+from ..protocol import Protocol
 from ..skeleton import MARTINEZ_2D, MARTINEZ_3D, Skeleton, mirror
 from ..storage import InputError
 from ..train.engine import Batch, Plan, Scheduled
+from ..train.evaluation import scored_samples
 from ..train.schedules import Schedule
 
 # %% ../../nbs/papers/martinez.ipynb #a1950ae8
@@ -41,6 +44,7 @@ class Config:
     def __post_init__(self):
         for name, allowed in (("frame", ("camera", "world")), ("centring", ("image", "root", "root+position")), ("joints_out", (16, 14))):
             if getattr(self, name) not in allowed: raise InputError(f"Martinez: {name} = {getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")
+        if self.width < 1 or self.blocks < 0: raise InputError(f"Martinez: width = {self.width} must be at least 1 and blocks = {self.blocks} at least 0")
         if not 0 <= self.dropout < 1: raise InputError(f"Martinez: dropout = {self.dropout} must be a probability from 0 up to, not including, 1")
 
 VARIANTS = { # name of a row in the ablation table -> options
@@ -48,7 +52,7 @@ VARIANTS = { # name of a row in the ablation table -> options
     "no-max-norm": Config(max_norm=False), "world-frame": Config(frame="world"), "one-block": Config(blocks=1), "four-blocks": Config(blocks=4),
     "width-512": Config(width=512), "width-2048": Config(width=2048), "root": Config(centring="root"), "root+position": Config(centring="root+position"),
     "14-joints": Config(joints_out=14), "short-run": Config(centring="root+position", dropout=0.1), "turn": Config(centring="root+position", dropout=0.1, turn=True),
-    "turn+flip": Config(centring="root+position", dropout=0.1, turn=True, flip=True), "bare": Config(batch_norm=False, dropout=0., residual=False, max_norm=False)}
+    "turn+flip": Config(centring="root+position", dropout=0.1, turn=True, flip=True), "bare": Config(batch_norm=False, dropout=0., residual=False, max_norm=False, frame="world")}
 
 def variant(
     name: str, # a row of the ablation table
@@ -153,10 +157,11 @@ class Martinez(nn.Module):
     @classmethod
     def from_data(cls, train: PoseSet, config: Config = Config()) -> "Martinez": # train: the training set, whose statistics the method keeps
         "A fresh network with the statistics of a training set. Raises `InputError` for a set without 3D or without the joints that are read."
+        if config.turn and train.input_2d != "gt":
+            raise InputError(f"{train.name}: turning makes new 2D by projection, which would replace the 2D input {train.input_2d!r} by ground truth; choose a variant without turn")
         if train.pose_3d is None: raise InputError(f"{train.name} has no 3D poses, but Martinez is supervised by them; choose a set with 3D")
         method = cls(train.skeleton, config)
-        rows = max(1, len(train) // 200_000) # a statistic of 200,000 samples is as good as one of all
-        some = Batch(train, torch.arange(0, len(train), rows))
+        some = Batch(train, torch.arange(len(train)))
         method.input_statistics = Standardizer.fit(network_input(some.pose_2d[:, method.read], config.centring))
         method.output_statistics = Standardizer.fit(method.desired(some.target, some).flatten(1))
         method.mean_pose = some.target.mean(0)
@@ -170,7 +175,7 @@ class Martinez(nn.Module):
             pose_2d, target = project(body, batch.camera), body - body[:, root:root + 1]
         if self.config.flip:
             chosen = torch.rand(len(batch), 1, 1, device=target.device) < 0.5
-            middle = batch.camera.intrinsics[:, None, 2:] * target.new_tensor([1., 0.]) # the mirror is about the optical axis, so that 2D and 3D still fit
+            middle = batch.camera.intrinsics[:, None, 2:] * target.new_tensor([1., 0.]) # the mirror is about the optical axis, so that 2D and 3D still fit (exactly, for a lens without tangential distortion)
             pose_2d = torch.where(chosen, mirror(pose_2d - middle, self.skeleton) + middle, pose_2d)
             target = torch.where(chosen, mirror(target, self.skeleton), target)
         return pose_2d, target
@@ -224,20 +229,29 @@ DEFAULT_VARIANT = {"paper": "paper", "quick": "short-run"} # plan -> variant, wh
 
 # %% ../../nbs/papers/martinez.ipynb #e83ae147
 def as_released(
-    poses: PoseSet, # a test set
-) -> PoseSet: # without the last n mod 64 samples of every action
+    poses: PoseSet,     # a test set
+    protocol: Protocol, # whose exclusions come first
+) -> PoseSet: # the scored samples without the last n mod 64 of every action
     "The samples that the released evaluation scores (una-dinosauria/3d-pose-baseline, src/predict_3dpose.py)."
-    keep = torch.ones(len(poses), dtype=torch.bool)
+    keep = scored_samples(poses, protocol)
     for action in range(len(poses.action_names)):
-        rows = (poses.action == action).nonzero().flatten().cpu()
+        rows = ((poses.action.cpu() == action) & keep).nonzero().flatten()
         keep[rows[len(rows) - len(rows) % 64:]] = False
     return poses.select(keep)
 
-FIDELITY = {"paper": lambda poses: poses, "release": as_released}
+FIDELITY = {"paper": lambda poses, protocol: poses, "release": as_released}
 
 def fidelity(
     name: str, # "paper" or "release"
-): # test set -> the samples of it that are scored
+): # (test set, protocol) -> the samples of the set that are scored
     "How the test set is scored. Raises `InputError` for another name."
     if name not in FIDELITY: raise InputError(f"Martinez: fidelity {name!r} is not known; choose one of {', '.join(FIDELITY)}")
     return FIDELITY[name]
+
+def scoring(
+    protocol: Protocol, # of the data set
+    config: Config,     # of the method
+) -> Protocol: # for 14 joints written, the one that scores those 14
+    "The protocol that fits the joints that are written: joints that the network does not write are not scored."
+    if config.joints_out == 16: return protocol
+    return protocol.but(f"{protocol.id}-14", joints=tuple(j for j in MARTINEZ_3D if j not in ("spine", "neck_nose")), root_counted=False)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'WHERE', 'portable_path', 'plain', 'Record', 'identity', 'record_path', 'write', 'read', 'read_all', 'find',
-           'exists', 'commit', 'environment']
+           'exists']
 
 # %% ../../nbs/results/records.ipynb #47d10eed
 import hashlib, json, math, platform, re, subprocess, sys
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Mapping
-from ..train.devices import device_name
+from ..train.tracking import commit, environment
 from ..storage import InputError, atomic_write, project_root, results_dir
 
 # %% ../../nbs/results/records.ipynb #f40bbd9e
@@ -97,6 +97,7 @@ class Record:
     git_dirty: bool           # True: the checkout held changes that the commit does not
     notebook: str             # that was run, relative to the project
     notebook_parameters: dict # its parameters cell
+    numbers: dict = field(default_factory=dict) # what the run really used: the plan's numbers and the method's options, after all parameters
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")) # UTC, ISO 8601
     schema: int = SCHEMA      # version of this list
 
@@ -134,7 +135,7 @@ def identity(
 ) -> str: # 8 hexadecimal digits
     "A short hash of everything that makes this run another run than its neighbours."
     inside = {name: getattr(record, name) for name in (*_REQUIRED, "train_fingerprint", "test_fingerprint", "protocol_line", "epochs", "parameters")}
-    inside["notebook_parameters"] = {key: value for key, value in record.notebook_parameters.items() if key not in (*WHERE, "seed")}
+    inside["numbers"] = record.numbers or {key: value for key, value in record.notebook_parameters.items() if key not in (*WHERE, "seed")}
     if seed: inside["seed"] = record.seed
     return hashlib.sha256(json.dumps(inside, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -208,26 +209,3 @@ def exists(
 ) -> bool:
     "Whether such a run has been recorded: a grid skips it then."
     return bool(find(folder, **wanted))
-
-# %% ../../nbs/results/records.ipynb #406ad4b5
-def _git(*arguments: str) -> str | None:
-    "The output of git in the checkout, or None without git, without a checkout, without a commit."
-    try: return subprocess.run(["git", "-C", str(project_root()), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError): return None
-
-def commit() -> tuple[str, bool]: # ("", False) outside a checkout
-    "The commit of the checkout, and whether its code holds changes that the commit does not; results and runs do not count."
-    if not (project_root() / "settings.ini").is_file(): return "", False
-    head = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)runs")
-    return (head or "").strip(), bool(changed and changed.strip())
-
-def environment(
-    device: Any = "cpu", # torch device on which the run took place
-) -> dict: # device, threads, versions, git_commit, git_dirty
-    "The part of a record that says where and with what a run was made."
-    import numpy, poseprojects, torch
-    device = torch.device(device)
-    versions = dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__, poseprojects=poseprojects.__version__)
-    head, dirty = commit()
-    return dict(device=device_name(device), threads=torch.get_num_threads(), versions=versions, git_commit=head, git_dirty=dirty)

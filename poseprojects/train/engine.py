@@ -7,7 +7,7 @@ __all__ = ['Scheduled', 'Method', 'Plan', 'Batch', 'Stream', 'History', 'NonFini
 
 # %% ../../nbs/train/engine.ipynb #66917df5
 import hashlib, json, os, time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Mapping, NamedTuple, Protocol as Interface, runtime_checkable
@@ -24,7 +24,7 @@ from ..storage import InputError
 from .checkpoints import keep_best, load_checkpoint, random_state, save_checkpoint, seed_everything, set_random_state
 from .devices import synchronize
 from .schedules import Clock, Schedule
-from .tracking import Tracker, progress_bar
+from .tracking import Tracker, environment, progress_bar
 
 # %% ../../nbs/train/engine.ipynb #f3033dfc
 class Scheduled(NamedTuple):
@@ -158,10 +158,11 @@ class History:
     samples: int = 0                               # samples seen
     seconds: float = 0.                            # spent in training, over all parts of a run that was resumed
     first_losses: list[dict] = field(default_factory=list) # of the first `trace` steps
+    environment: dict = field(default_factory=dict) # device, threads, versions and commit with which the run began
 
     @property
     def samples_per_second(self) -> float:
-        "Over the whole run, the trainer's own work included."
+        "Over the whole run, the trainer's own work included, checkpoints and validation not."
         return self.samples / self.seconds if self.seconds else 0.
 
 class NonFiniteLoss(ArithmeticError):
@@ -172,7 +173,7 @@ def run_identity(method: nn.Module, streams: Mapping[str, PoseSet], plan: Plan, 
     "What must agree for a run to be resumed."
     shapes = "".join(f"{n}{tuple(t.shape)}" for n, t in method.state_dict().items())
     return {"method": type(method).__name__, "config": repr(getattr(method, "config", "")), "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16],
-            "plan": json.loads(json.dumps(asdict(plan))), "seed": seed, "data": {n: p.fingerprint for n, p in streams.items()}}
+            "plan": json.loads(json.dumps(asdict(plan))), "seed": seed, "data": [[n, p.fingerprint] for n, p in streams.items()]}
 
 def _refuse_other_run(found: dict, wanted: dict, path: Path) -> None:
     "Raises `InputError` that names the first thing in which two runs differ."
@@ -195,7 +196,7 @@ class _Run:
 
     def state(self) -> dict:
         "All of it, for a checkpoint."
-        history = {k: getattr(self.history, k) for k in ("rows", "steps", "samples", "seconds", "first_losses")}
+        history = {f.name: getattr(self.history, f.name) for f in fields(History)}
         return {"identity": self.identity, "method": self.method.state_dict(), "optimizers": {n: s.optimizer.state_dict() for n, s in self.optimizers.items()},
                 "random": random_state(), "history": history, "sums": self.sums, "counts": self.counts}
 
@@ -242,14 +243,21 @@ def fit(
     if path and path.parent.is_dir():
         for left in path.parent.glob(".tmp-*"): left.unlink(missing_ok=True) # by a process that was killed while it wrote
     if path and not resume:
-        for old in path.parent.glob("best-epoch*.pt"): old.unlink() # of another run, whose errors are no measure for this one
+        for old in (path, *path.parent.glob("best-epoch*.pt")): old.unlink(missing_ok=True) # of another run
     if path and resume and path.is_file():
         state = load_checkpoint(path, device)
         _refuse_other_run(state.get("identity"), run.identity, path)
         run.restore(state)
     if run.history.steps < plan.epochs * next(iter(streams.values())).steps:
+        _note_environment(run.history, device)
         _train(run, streams, plan, device, path, validation, protocol, keep, checkpoint_every, trace, show)
     return run.history
+
+def _note_environment(history: History, device: torch.device | str) -> None:
+    "Keeps where the run began; a run that goes on under another commit is marked as dirty, because no one commit made it."
+    now = environment(device)
+    if not history.environment: history.environment = now
+    elif history.environment["git_commit"] != now["git_commit"]: history.environment["git_dirty"] = True
 
 def _clip_before_steps(optimizer: torch.optim.Optimizer, norm: float) -> None:
     "Limits the norm of the gradient of an optimiser's parameters before each of its steps."
@@ -305,7 +313,7 @@ def _end_epoch(run: _Run, clock: Clock, tracker: Tracker, device, validation, pr
     if validation is not None:
         from poseprojects.train.evaluation import evaluate # imported late: evaluation builds its batches with this module
         kept = random_state()
-        scores = evaluate(run.method, validation, protocol, device=device)
+        scores = evaluate(run.method, validation, replace(protocol, subjects=()), device=device) # other people than the protocol's test subjects
         set_random_state(kept)
         run.method.train()
         row |= {f"validation/{n}": scores[n] for n in ("mpjpe", "pa_mpjpe")}

@@ -13,22 +13,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..data.base import PoseSet, clip_bounds, clips
+from ..data.base import PoseSet, clip_bounds
 from ..protocol import Protocol, Scores, kept_frames
 from ..skeleton import Skeleton, conversion, mirror
+from ..storage import InputError
 from .engine import Batch
 
 # %% ../../nbs/train/evaluation.ipynb #7a40807c
 def scored_samples(
     poses: PoseSet,     # N samples
-    protocol: Protocol, # with its rules on frames and exclusions
+    protocol: Protocol, # with its rules on subjects, frames and exclusions
 ) -> Tensor: # bool (N,), on the CPU
-    "Which samples the protocol scores, by the names of their clip and their frame numbers in the source."
-    keep = torch.ones(len(poses), dtype=torch.bool)
-    frame = poses.frame.cpu()
-    for first, end in clips(poses).tolist():
-        names = (poses.subject_names[int(poses.subject[first])], poses.sequence_names[int(poses.sequence[first])], poses.cameras.names[int(poses.camera_id[first])])
-        keep[first:end] = kept_frames(protocol, frame[first:end], *names, poses.input_2d)
+    "Which samples the protocol scores, by the names of their subject, sequence and camera and their frame numbers in the source."
+    keep = torch.zeros(len(poses), dtype=torch.bool)
+    if not len(poses): return keep
+    frame, key = poses.frame.cpu(), torch.stack([poses.sequence, poses.camera_id], 1).cpu()
+    cuts = [0, *((key[1:] != key[:-1]).any(1).nonzero().flatten() + 1).tolist(), len(poses)]
+    for first, end in zip(cuts, cuts[1:]):
+        subject, sequence, camera = poses.subject_names[int(poses.subject[first])], poses.sequence_names[int(poses.sequence[first])], poses.cameras.names[int(poses.camera_id[first])]
+        if protocol.subjects and subject not in protocol.subjects: continue
+        keep[first:end] = kept_frames(protocol, frame[first:end], subject, sequence, camera, poses.input_2d)
     return keep
 
 # %% ../../nbs/train/evaluation.ipynb #03925bc0
@@ -66,7 +70,10 @@ def evaluate(
 
     A protocol for another joint set (16 of 17 joints) converts predictions and truth by name first.
     Raises `InputError` when set, method and protocol do not fit each other."""
+    if protocol.side_repair or protocol.axes != "camera":
+        raise InputError(f"protocol {protocol.id} repairs sides or scores in {protocol.axes} axes, which evaluate does not do; prepare the poses and call Scores")
     chosen = scored_samples(poses, protocol).nonzero().flatten().to(device)
+    if not len(chosen): raise InputError(f"protocol {protocol.id} scores no sample of {poses.name}: its subjects are {', '.join(protocol.subjects)}, the set's {', '.join(poses.subject_names)}")
     on_device = poses.to(device)
     bounds = clip_bounds(on_device)
     convert = _to_protocol(poses.skeleton, protocol)
