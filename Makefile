@@ -1,4 +1,4 @@
-# Every target does its own set-up: a machine needs Python 3.10 or newer and make.
+# Every target does its own set-up: a machine needs Python 3.10 to 3.12 and make.
 #   make run               train the quick plan on the embedded data, build the tables
 #   make run DATA=FOLDER   the same on the real motion capture in FOLDER/cmu, scored on FOLDER/hdm05 too
 #   make test              everything that CI checks
@@ -7,27 +7,27 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 ARGS ?=
-BIN := $(VENV)/bin
+BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(BIN):$(PATH)
+INSTALL := "$(BIN)/python" -m pip install --quiet --constraint constraints.txt
 
 # no trailing slash, and an absolute path, so that notebooks find it from any folder
 ROOT := $(if $(DATA),$(abspath $(DATA)))
 NAME := $(if $(DATA),cmu,synthetic)
 
-.PHONY: setup run test lab readme export clean-outputs
+.PHONY: setup run test lab readme export
 .DEFAULT_GOAL := run
 
 setup: $(READY)
 
 $(READY): constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "poseprojects needs Python 3.10 or newer; set PYTHON=... to one")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet setuptools wheel
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12) and "poseprojects needs Python 3.10 to 3.12; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv "$(VENV)"
+	$(INSTALL) setuptools wheel
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 run: setup readme
@@ -40,7 +40,8 @@ run: setup readme
 
 test: setup
 	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 nbdev_test --n_workers 2 --timing
-	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest
+	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest -n 2 -m 'not alone'
+	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest -m alone
 
 lab: setup
 	jupyter lab nbs

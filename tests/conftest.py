@@ -16,17 +16,19 @@ def real_data(name: str):
     return folder
 
 
+def pytest_sessionstart(session):
+    "Where the data must be there, no test may be skipped for want of it."
+    if not os.environ.get("POSEPROJECTS_REQUIRE_DATA"): return
+    missing = [name for name in ("cmu", "hdm05", "mpii") if shared_data(name) is None]
+    if missing: pytest.exit(f"POSEPROJECTS_REQUIRE_DATA is set, but {', '.join(missing)} is not in {os.environ.get('POSEPROJECTS_DATA', '../shared/data')}", returncode=1)
+
+
 @pytest.fixture(scope="session")
 def cmu_root(): return real_data("cmu")
 
 
 @pytest.fixture(scope="session")
 def hdm05_root(): return real_data("hdm05")
-
-
-def pytest_collection_modifyitems(items):
-    "Tests of speed come last and alone matter: nothing else of this session runs beside them."
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -374,6 +374,7 @@ def test_a_killed_writer_leaves_the_old_file(toy, stored):
     visible = [p.name for p in stored.parent.iterdir() if not p.name.startswith(".tmp-")]
     assert visible == [stored.name] # what a killed writer left has a name that nobody opens
 
+@pytest.mark.alone
 def test_a_large_set_opens_in_a_moment_and_takes_no_memory(toy, tmp_path):
     path = save(PoseSet.create(**repeated(toy, 300_000)), tmp_path / "large.safetensors")
     assert path.stat().st_size > 120_000_000

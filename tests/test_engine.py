@@ -319,7 +319,7 @@ def test_rows_say_what_happened(train):
     class Keeps(Linear):
         def step(self, batch, optimizers):
             losses = super().step(batch, optimizers)
-            seen.append((float(losses["mse"]), optimizers["lifter"].param_groups[0]["lr"], batch.clock))
+            seen.append((float(losses["mse"].detach()), optimizers["lifter"].param_groups[0]["lr"], batch.clock))
             return losses
     history = fit(Keeps(), train, PLAN, trace=5)
     assert history.steps == 129 and history.samples == 129 * 128 and history.samples_per_second == history.samples / history.seconds > 0
@@ -580,6 +580,7 @@ def test_a_loss_that_is_not_reported_every_step_is_averaged_over_its_own_steps(t
 # ---------------------------------------------------------------- what the trainer costs
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_trainer_costs_less_than_three_percent_of_a_step(train):
     """Martinez at full width, batch 1024, one thread. Two measures in one run: the time between the end of a step and the
     beginning of the next (nothing but the trainer), and the step itself against a bare step on the same batch, in turns."""

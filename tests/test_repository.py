@@ -127,6 +127,7 @@ def test_every_requirement_is_pinned():
     assert [w for w in wanted if w not in pinned] == []
 
 
+@pytest.mark.alone
 def test_cold_import_is_cheap():
     "papers.martinez costs less than half a second beyond torch, and pulls in no plotting or notebook package."
     code = ("import time, sys; import torch; s = time.perf_counter(); import poseprojects.papers.martinez; t = time.perf_counter() - s; "

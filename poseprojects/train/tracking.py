@@ -66,10 +66,10 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError): return None
 
 def commit() -> tuple[str, bool]: # ("", False) outside a checkout
-    "The commit of the checkout, and whether its code holds changes that the commit does not; results and runs do not count."
+    "The commit of the checkout, and whether the library holds changes that the commit does not."
     if not (project_root() / "settings.ini").is_file(): return "", False
     head = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)runs")
+    changed = _git("status", "--porcelain", "--", "poseprojects")
     return (head or "").strip(), bool(changed and changed.strip())
 
 def environment(
