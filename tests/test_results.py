@@ -329,3 +329,11 @@ def test_results_notebook_with_and_without_records(tmp_path):
         text = (tmp_path / "tables" / "index.md").read_text(encoding="utf-8")
         assert "needs data" in text and ("43.0 ± 0.0" in text) == bool(count)
         assert (tmp_path / "figures" / "measured-cmu.png").exists() == bool(count)
+
+
+def test_scoring_a_finished_run_again_leaves_its_record(tmp_path):
+    path = write(a_record(created="2026-01-01T00:00:00Z"), tmp_path)
+    before = path.read_bytes()
+    assert write(a_record(created="2027-01-01T00:00:00Z", peak_memory_bytes=1), tmp_path) == path and path.read_bytes() == before
+    write(a_record(created="2027-01-01T00:00:00Z", seconds=1.0), tmp_path)
+    assert path.read_bytes() != before

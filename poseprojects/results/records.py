@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'WHERE', 'portable_path', 'plain', 'Record', 'identity', 'r
 
 # %% ../../nbs/results/records.ipynb #47d10eed
 import hashlib, json, math, platform, re, subprocess, sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Mapping
@@ -153,11 +153,17 @@ def write(
     record: Record,             # of a run
     folder: Path | None = None, # None: results/runs
 ) -> Path: # the file
-    "Writes a record to its place, whole or not at all."
+    "Writes a record to its place, whole or not at all. A run that was only loaded and scored again leaves its record as it is."
     path = record_path(record, folder)
+    if path.is_file() and _same_run(path, record): return path
     text = json.dumps(asdict(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as temporary: temporary.write_text(text, encoding="utf-8")
     return path
+
+def _same_run(path: Path, record: Record) -> bool:
+    "Whether a file holds this record but for the time of writing and the memory of the process that wrote it."
+    try: return replace(read(path), created=record.created, peak_memory_bytes=record.peak_memory_bytes) == record
+    except InputError: return False
 
 def _refuse_constant(name: str) -> None: raise ValueError(f"holds {name}, which is not a number")
 
