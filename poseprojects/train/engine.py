@@ -52,8 +52,10 @@ class Plan:
     clip_norm: float | None = None           # largest norm of a network's gradient; None: not clipped
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0: raise InputError(f"plan {self.name!r}: {name} = {getattr(self, name)!r} must be above zero")
+        for name, kind in (("epochs", int), ("batch_size", int), ("learning_rate", (int, float))):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+                raise InputError(f"plan {self.name!r}: {name} = {value!r} must be a {'number' if name == 'learning_rate' else 'whole number'} above zero")
 
     def changed(self, **values) -> "Plan": # values that are None stay as they are
         "The plan with other numbers; what a notebook's parameters do to it."
