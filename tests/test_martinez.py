@@ -245,7 +245,7 @@ def test_the_loss_is_the_formula(train):
 # ---------------------------------------------------------------- the recipe
 
 def test_the_recipe_of_the_release():
-    paper = martinez.plan("paper")
+    paper = PLANS["paper"]
     assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.drop_last, paper.clip_norm) == (200, 64, 1e-3, True, None)
     rates = [paper.learning_rate * paper.schedule(Clock(step=s, steps=4_874_200)) for s in (0, 1, 50_000, 100_000, 4_874_200)]
     assert rates == pytest.approx([1e-3, 1e-3 * 0.96 ** 1e-5, 1e-3 * 0.96 ** 0.5, 0.96e-3, 1e-3 * 0.96 ** 48.742], rel=1e-12)
@@ -254,9 +254,9 @@ def test_the_recipe_of_the_release():
 
 def test_the_optimiser_is_adam(train):
     method = Martinez.from_data(train, Config(width=16))
-    lifter = method.optimizers(martinez.plan("paper"))["lifter"]
+    lifter = method.optimizers(PLANS["paper"])["lifter"]
     group, = lifter.optimizer.param_groups
-    assert type(lifter.optimizer) is torch.optim.Adam and lifter.schedule == martinez.plan("paper").schedule
+    assert type(lifter.optimizer) is torch.optim.Adam and lifter.schedule == PLANS["paper"].schedule
     assert (group["betas"], group["eps"], group["weight_decay"], group["lr"], group["amsgrad"]) == ((0.9, 0.999), 1e-8, 0, 1e-3, False)
     assert {id(p) for p in group["params"]} == {id(p) for p in method.parameters()}
 
@@ -271,7 +271,7 @@ def test_the_rate_that_the_optimiser_gets_falls_with_every_step(train):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_builds_and_trains(train, test, name):
-    full = martinez.variant(name)
+    full = VARIANTS[name]
     method = Martinez.from_data(train, replace(full, width=min(full.width, 128)))
     assert Martinez(H36M17, full).network.last.out_features == 3 * full.joints_out
     before = {k: v.clone() for k, v in method.named_parameters()}
@@ -383,7 +383,7 @@ def test_the_released_evaluation_drops_the_rest_of_every_action(test):
         assert torch.equal(after, before[: len(before) // 64 * 64])
         dropped += len(before) % 64
     assert len(released) == len(test) - dropped and dropped > 0
-    assert martinez.fidelity("paper")(test, synthetic.PROTOCOL) is test and len(martinez.fidelity("release")(test, synthetic.PROTOCOL)) == len(released)
+    assert martinez.scored(test, synthetic.PROTOCOL, "paper") is test and len(martinez.scored(test, synthetic.PROTOCOL, "release")) == len(released)
 
 def test_one_picture_of_ones_own(train, test, tmp_path):
     "One pose from elsewhere, joints in another order, no 3D, with the statistics of the checkpoint."
@@ -508,7 +508,7 @@ def test_the_notebook_from_the_command_line(own_places):
     parameters = [("dataset", "cmu"), ("data_root", pack), ("epochs", 1), ("batch_size", 64), ("variant", "width-512"), ("gpus", 0)]
     first = papermill(own_places, *parameters)
     assert first.returncode == 0, first.stderr[-2000:]
-    record_path, = (own_places / "results").rglob("*.json")
+    record_path, = (own_places / "results" / "runs" / "cmu" / "martinez").glob("*.json")
     record = json.loads(record_path.read_text())
     checkpoint, = (own_places / "runs").rglob("last.pt")
     state = load_checkpoint(checkpoint)
@@ -536,12 +536,12 @@ def test_fourteen_joints_are_scored_on_fourteen(test):
             pose = batch.target.clone()
             pose[:, list(H36M17.indices(("spine", "neck_nose")))] = 5.
             return pose[:, None]
-    protocol = martinez.scoring(synthetic.PROTOCOL, martinez.variant("14-joints"))
+    protocol, = martinez.scoring(synthetic.PROTOCOL, VARIANTS["14-joints"])
     assert len(protocol.joints) == 14 and protocol.id == "synthetic-14"
     assert evaluate(Exact(), test, protocol)["mpjpe"] == pytest.approx(0, abs=1e-4)
     assert evaluate(Exact(), test, synthetic.PROTOCOL)["mpjpe"] > 100
-    assert martinez.scoring(synthetic.PROTOCOL, Config()) is synthetic.PROTOCOL
+    assert martinez.scoring(synthetic.PROTOCOL, Config()) == (synthetic.PROTOCOL,)
 
 def test_turning_does_not_hide_a_detector(train):
     noisy = replace(train, input_2d="detector", pose_2d=train.pose_2d + 3)
-    with pytest.raises(InputError, match="ground truth"): Martinez.from_data(noisy, martinez.variant("turn"))
+    with pytest.raises(InputError, match="ground truth"): Martinez.from_data(noisy, VARIANTS["turn"])

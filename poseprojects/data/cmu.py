@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'SUBJECTS', 'RECIPE', 'CENTRES', 'TARGET', 'action_name', 'Trial', 'read_trials', 'cameras', 'world_pose',
-           'world_clip', 'file_digests', 'source_folder', 'require_ground_truth', 'load']
+           'world_clip', 'file_digests', 'source_folder', 'load']
 
 # %% ../../nbs/data/cmu.ipynb #ccd5a57c
 import csv, hashlib, re
@@ -20,6 +20,7 @@ from .. import protocol
 from ..camera import Cameras, look_at
 from .acclaim import NODES, Motion, forward_kinematics, read_amc, read_asf
 from .base import PoseSet, WorldClip, cached, render
+from .detectors import require_input, with_input
 from ..skeleton import CMU31, H36M17, convert
 from ..storage import InputError, shared_data
 
@@ -144,10 +145,6 @@ def source_folder(
     if not any(root.iterdir()): raise InputError(f"{root}: the folder is empty, expected the files that data_recipes/{source}/README.md lists")
     return root
 
-def require_ground_truth(input_2d: str) -> None:
-    "Only computed 2D exists for motion capture without video."
-    if input_2d != "gt": raise InputError(f"2D input {input_2d!r} is not known, expected 'gt': these recordings have no video, so there are no detections")
-
 def _subjects(split: str, wanted: Sequence[str] | None) -> tuple[str, ...]:
     "The subjects of a split, or those of them that are wanted."
     if split not in (*SUBJECTS, "all"): raise InputError(f"split {split!r} is not known, expected 'train', 'test' or 'all'")
@@ -159,18 +156,18 @@ def _subjects(split: str, wanted: Sequence[str] | None) -> tuple[str, ...]:
 def load(
     split: str = "train",                  # "train", "test" or "all"
     data_root: str | Path | None = None,   # folder that holds trials.csv; None: `cmu` in the shared data
-    input_2d: str = "gt",                  # computed by projection; there is no other
+    input_2d: str = "gt",                  # "gt", computed by projection, or a detector modelled in data.detectors
     subjects: Sequence[str] | None = None, # some of the split's subjects; None: all
 ) -> PoseSet: # H36M17, 60 Hz; sequences in the order of trials.csv
     """The `cmu` protocol's samples. Raises `InputError` in one sentence for whatever is missing or wrong.
 
     The full description of each recording is in `settings["descriptions"]`."""
-    require_ground_truth(input_2d)
+    require_input(input_2d)
     chosen, root = _subjects(split, subjects), source_folder(data_root, "cmu")
     trials = [t for t in read_trials(root) if t.subject in chosen]
     files = [f"{s}/{s}.asf" for s in chosen] + [f"{t.subject}/{t.name}.amc" for t in trials]
     digests = file_digests(root, files, "cmu")
-    settings = {"recipe": "cmu", "version": RECIPE, "split": split, "subjects": list(chosen), "input_2d": input_2d,
+    settings = {"recipe": "cmu", "version": RECIPE, "split": split, "subjects": list(chosen), "input_2d": "gt",
                 "sources": hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest(), "descriptions": {t.name: t.description for t in trials}}
 
     def build() -> PoseSet:
@@ -184,5 +181,5 @@ def load(
             clips.append(world_clip(joints, motion, trial.subject, trial.action))
         _check_digests(root, digests)
         if not clips: raise InputError(f"{root / 'trials.csv'}: no recording of subjects {', '.join(chosen)} is listed, expected at least one")
-        return render(clips, cameras(), H36M17, name=f"cmu-{split}", frame_rate=60., frame_step=2, input_2d=input_2d, settings=settings)
-    return cached(f"cmu-{split}", settings, build)
+        return render(clips, cameras(), H36M17, name=f"cmu-{split}", frame_rate=60., frame_step=2, settings=settings)
+    return with_input(cached(f"cmu-{split}", settings, build), input_2d)

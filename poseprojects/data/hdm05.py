@@ -13,7 +13,8 @@ from typing import Sequence
 from .. import protocol
 from .acclaim import forward_kinematics, read_amc, read_asf
 from .base import PoseSet, cached, render
-from .cmu import cameras, file_digests, require_ground_truth, source_folder, world_clip
+from .cmu import cameras, file_digests, source_folder, world_clip
+from .detectors import require_input, with_input
 from ..skeleton import H36M17
 from ..storage import InputError
 
@@ -43,18 +44,18 @@ def recordings(
 def load(
     split: str = "test",                   # "test" or "all", which are the same: there is no training part
     data_root: str | Path | None = None,   # folder with `bd` and `bk`; None: `hdm05` in the shared data
-    input_2d: str = "gt",                  # computed by projection; there is no other
+    input_2d: str = "gt",                  # "gt", computed by projection, or a detector modelled in data.detectors
     subjects: Sequence[str] | None = None, # "bd", "bk" or both; None: both
 ) -> PoseSet: # H36M17, 60 Hz
     "HDM05 under the `cmu` protocol. Raises `InputError` in one sentence for whatever is missing or wrong."
-    require_ground_truth(input_2d)
+    require_input(input_2d)
     if split not in ("test", "all"): raise InputError(f"split {split!r} is not there, expected 'test': hdm05 is a test across data sets and has no training part")
     wrong = [s for s in subjects or () if s not in SUBJECTS]
     if wrong: raise InputError(f"subject {wrong[0]!r} is not in hdm05, expected some of {', '.join(SUBJECTS)}")
     chosen, root = tuple(s for s in SUBJECTS if subjects is None or s in subjects), source_folder(data_root, "hdm05")
     files = recordings(root, chosen)
     digests = file_digests(root, [f"{s}/HDM_{s}.asf" for s in chosen] + [f for _, _, f in files], "hdm05")
-    settings = {"recipe": "hdm05", "version": RECIPE, "split": split, "subjects": list(chosen), "input_2d": input_2d,
+    settings = {"recipe": "hdm05", "version": RECIPE, "split": split, "subjects": list(chosen), "input_2d": "gt",
                 "sources": hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()}
 
     def build() -> PoseSet:
@@ -63,5 +64,5 @@ def load(
         for subject, action, file in files:
             motion = read_amc(root / file, skeletons[subject])
             clips.append(world_clip(forward_kinematics(skeletons[subject], motion), motion, subject, action))
-        return render(clips, cameras(), H36M17, name=f"hdm05-{split}", frame_rate=60., frame_step=2, input_2d=input_2d, settings=settings)
-    return cached(f"hdm05-{split}", settings, build)
+        return render(clips, cameras(), H36M17, name=f"hdm05-{split}", frame_rate=60., frame_step=2, settings=settings)
+    return with_input(cached(f"hdm05-{split}", settings, build), input_2d)

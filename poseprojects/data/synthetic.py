@@ -23,6 +23,7 @@ from jaxtyping import Float
 from ..camera import Cameras, look_at
 from .base import PoseSet, WorldClip, cached, render
 from .bodies import COLUMN, JOINTS, SIDES, Body, arm_ik, make_body, soft_limit, within_limits
+from .detectors import require_input, with_input
 from .motions import (BACKWARD, JOG, RATE, SIDEWAYS, SNEAK, WALK, Foot, Gait, Motion, Placement, Stance, Style, Take, go,
                                        make_style, minimum_jerk, movements, perform, roll, smoothed, stand, step_through, swing_arms,
                                        there_and_back, tiptoe, wander)
@@ -807,7 +808,7 @@ PROTOCOL = CMU.but("synthetic", subjects=tuple(s for s, (_, _, part) in SUBJECTS
 def load(
     split: str = "train", # "train" (subjects A to E) or "test" (F and G)
     data_root: str | None = None, # not used: nothing is read from disk
-    input_2d: str = "gt", # only the true projections
+    input_2d: str = "gt", # the true projections, or a detector modelled in data.detectors
     samples: int = 200_000, # about so many of both splits together
     seed: int = 0, # another seed gives other people and other motion
 ) -> PoseSet:
@@ -816,8 +817,8 @@ def load(
     Joints of H36M17 in metres in the camera frame, pixels of 1000 by 1000 images, 50 Hz.
     Raises `InputError` for an unknown split, 2D input or a set too small to hold every action."""
     if split not in ("train", "test"): raise InputError(f"split {split!r} is not there; it is 'train' or 'test'")
-    if input_2d != "gt": raise InputError(f"2D input {input_2d!r} is not there; the synthetic set has 'gt' only, detections need images")
+    require_input(input_2d)
     least = 8 * 4 * len(SUBJECTS) * len(ACTIONS)
     if samples < least: raise InputError(f"{samples} samples are too few for {len(ACTIONS)} actions of {len(SUBJECTS)} people; ask for {least} or more")
     settings = dict(recipe="synthetic", version=VERSION, split=split, samples=samples, seed=seed)
-    return cached(f"synthetic-{split}", settings, partial(build, split, samples, seed))
+    return with_input(cached(f"synthetic-{split}", settings, partial(build, split, samples, seed)), input_2d)

@@ -179,10 +179,10 @@ def runs(
 def spread(
     values: Sequence[float], # one per seed
     digits: int = 1,
-) -> str: # "43.2 ± 0.4", "43.2 ± –" for one seed, "–" for none
+) -> str: # "43.2 ± 0.4", "43.2" for one seed, "–" for none
     "Mean ± standard deviation (n - 1) for a cell."
     if not values: return "–"
-    return f"{statistics.fmean(values):.{digits}f} ± " + (f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "–")
+    return f"{statistics.fmean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 # %% ../../nbs/results/tables.ipynb #feae2d91
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Table:
 
 # %% ../../nbs/results/tables.ipynb #a3626ec1
 TITLES = dict(cmu="CMU motion capture", hdm05="HDM05 (never trained on)", synthetic="synthetic motion", h36m="Human3.6M", mpi_inf_3dhp="MPI-INF-3DHP", pw3d="3DPW", boxing="EPFL amateur boxing")
-_SHOWN = (("mpjpe", "MPJPE, mm"), ("pa_mpjpe", "PA-MPJPE, mm"), ("n_mpjpe", "N-MPJPE, mm"), ("mpjve", "MPJVE, mm"), ("pck150", "PCK, %"), ("auc", "AUC, %"))
+_SHOWN = (("mpjpe", "MPJPE, mm"), ("pa_mpjpe", "PA-MPJPE, mm"), ("n_mpjpe", "N-MPJPE, mm"), ("mpjve", "MPJVE, mm/frame"), ("pck150", "PCK at 150 mm, %"), ("auc", "AUC, %"))
 
 def title_of(data: str) -> str:
     "A data set's name in a heading."
@@ -253,10 +253,10 @@ def measured_table(
     shown = [(key, label) for key, label in _SHOWN if any(r.values(key) for r in found)]
     protocols, sources = _numbered(r.protocol_line for r in found), _numbered(r.produced_by for r in found)
     one = len({r.train_data for r in found}) == 1
-    columns = ("method", "variant", "plan", "fidelity", *(() if one else ("trained on",)), "2D input", "epochs", "checkpoint", *(label for _, label in shown), "n", "protocol", "produced by")
-    rows = tuple((r.method, r.variant, r.plan, r.fidelity, *(() if one else (title_of(r.train_data),)), r.input_2d, str(r.epochs), r.selection,
+    columns = ("method", "variant", "plan", "fidelity", *(() if one else ("trained on",)), "2D input", "epochs", "steps", "checkpoint", *(label for _, label in shown), "n", "protocol", "produced by")
+    rows = tuple((r.method, r.variant, r.plan, r.fidelity, *(() if one else (title_of(r.train_data),)), r.input_2d, str(r.epochs), f"{r.steps:,}", r.selection,
                   *(spread(r.values(key)) for key, _ in shown), str(r.n), f"{r.protocol} [{protocols[r.protocol_line]}]", f"({sources[r.produced_by]})") for r in found)
-    notes = (*([f"trained on {title_of(found[0].train_data)}"] if one and found else []), *(["mean ± standard deviation over n seeds"] if found else []),
+    notes = (*([f"trained on {title_of(found[0].train_data)}"] if one and found else []), *(["mean ± standard deviation over n seeds; a commit with + had uncommitted changes in the library; mean_pose and constant_depth have learnt nothing: they are the errors to beat"] if found else []),
              *(f"[{k}] {line}" for line, k in protocols.items()), *(f"({k}) {source}" for source, k in sources.items()))
     data = tuple((r.method, r.variant, r.plan, r.fidelity, r.train_data, r.test_data, r.input_2d, str(r.epochs), str(r.steps), r.selection, r.protocol, str(r.n), str(r.parameters),
                   *(_number(r.values(key), f) for key, _ in _SHOWN for f in (statistics.fmean, statistics.stdev)), _number([x.samples_per_second for x in r.records], statistics.median),

@@ -49,9 +49,15 @@ def hypotheses(
     method: nn.Module,   # answers `predict`
     batch: Batch,        # B samples
     flip: bool = False,  # average with the prediction for the mirrored input
-) -> tuple[Float[Tensor, "b h j 3"], Float[Tensor, "b h"] | None]: # root-relative metres, and scores when the method has them
-    "What a method answers, with or without flip averaging; hypotheses of the mirrored input are averaged rank by rank."
-    answer = method.predict(batch)
+    absolute: bool = False, # ask for `predict_absolute`: the body at its place before the camera
+) -> tuple[Float[Tensor, "b h j 3"], Float[Tensor, "b h"] | None]: # metres, root-relative or absolute, and scores when the method has them
+    """What a method answers, with or without flip averaging; hypotheses of the mirrored input are averaged rank by rank.
+
+    Raises `InputError` when absolute poses are wanted of a method that has none, or shall be averaged with their mirror image."""
+    if absolute and not hasattr(method, "predict_absolute"):
+        raise InputError(f"{type(method).__name__} lifts relative to the root only and has no predict_absolute; choose a protocol with alignment='root'")
+    if absolute and flip: raise InputError("absolute poses are not flip-averaged here, because the mirror of an image is no mirror of the camera frame; let the method average in the image")
+    answer = method.predict_absolute(batch) if absolute else method.predict(batch)
     pose, score = answer if isinstance(answer, tuple) else (answer, None)
     if not flip: return pose, score
     other = method.predict(batch.mirrored())
@@ -81,7 +87,7 @@ def evaluate(
     with evaluating(method):
         for index in chosen.split(batch_size):
             batch = Batch(on_device, index, window=getattr(method, "window", 1), causal=getattr(method, "causal", False), bounds=bounds)
-            pose, score = hypotheses(method, batch, protocol.flip_tta)
+            pose, score = hypotheses(method, batch, protocol.flip_tta, absolute=protocol.alignment == "none")
             truth = batch.pose_3d if protocol.alignment == "none" else batch.target
             if convert: pose, truth = convert(pose), convert(truth)
             scores.update(pose, truth, on_device.action[index], clip=bounds[0][index], frame=on_device.frame[index], score=score)
