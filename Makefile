@@ -1,6 +1,8 @@
 # Every target does its own set-up: a machine needs Python 3.10 to 3.12 and make.
-#   make run               train the quick plan on the embedded data, build the tables
+#   make run               train every method's quick plan on the embedded data, build the tables
 #   make run DATA=FOLDER   the same on the real motion capture in FOLDER/cmu, scored on FOLDER/hdm05 too
+#   make grid NAME=...     the runs of results/grids/NAME.toml that have no record yet; [DATA=FOLDER] [ARGS='--list --workers 2']
+#   make docs              the documentation site, in _site/
 #   make test              everything that CI checks
 #   make lab               JupyterLab on the notebooks
 PYTHON ?= python3
@@ -15,9 +17,9 @@ INSTALL := "$(BIN)/python" -m pip install --quiet --constraint constraints.txt
 
 # no trailing slash, and an absolute path, so that notebooks find it from any folder
 ROOT := $(if $(DATA),$(abspath $(DATA)))
-NAME := $(if $(DATA),cmu,synthetic)
+GRID := python -m poseprojects.results.grid
 
-.PHONY: setup run test lab readme export
+.PHONY: setup run grid docs test lab readme export
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -30,13 +32,15 @@ $(READY): constraints.txt pyproject.toml
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+# a finished run is not trained again, only scored
 run: setup readme
-	@mkdir -p runs
-	papermill --no-progress-bar nbs/train_martinez.ipynb runs/train_martinez_$(NAME).ipynb \
-	  -p plan quick -p dataset $(NAME) $(if $(DATA),-p data_root "$(ROOT)/cmu" -p also_test hdm05) $(ARGS)
-	papermill --no-progress-bar nbs/results.ipynb runs/results.ipynb
-	@echo "Executed notebooks: runs/train_martinez_$(NAME).ipynb, runs/results.ipynb"
+	$(GRID) quick-all --force --tables $(if $(ROOT),--data "$(ROOT)") $(ARGS)
+	@echo "Executed notebooks: runs/quick-all/"
 	@echo "Tables:             results/tables/ (start with index.md, or index.html in a browser)"
+
+grid: setup
+	@test -n "$(NAME)" || { echo "make grid needs a name: make grid NAME=$$(cd results/grids && ls *.toml | sed 's/.toml//' | paste -sd'|')"; exit 2; }
+	$(GRID) "$(NAME)" --tables $(if $(ROOT),--data "$(ROOT)") $(ARGS)
 
 test: setup
 	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 nbdev_test --n_workers 2 --timing

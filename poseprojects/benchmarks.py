@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Samples', 'plain_loop', 'bare_steps', 'Timed', 'trainer_block', 'seconds_per_step', 'operations', 'launches',
-           'formulated', 'benchmark', 'ratio_of_variants', 'lcn_forms', 'write_figures', 'measure', 'main', 'as_tables']
+           'formulated', 'benchmark', 'ratio_of_variants', 'write_figures', 'measure', 'main', 'as_tables']
 
 # %% ../nbs/benchmarks.ipynb #c0660adf
 import itertools, json, time
@@ -182,13 +182,6 @@ def ratio_of_variants(
     first = next(iter(builds))
     return {name: round(median(r[name] / r[first] for r in rounds), 3) for name in builds}
 
-def lcn_forms(device: torch.device = torch.device("cpu")) -> dict[str, Callable[[PoseSet], nn.Module]]: # contestants by name, the unmasked dense network first
-    "LCN as an unmasked dense network, with mask and norm, and with its nearest neighbours only."
-    from poseprojects.papers import lcn
-    form = lambda formulation, **options: lambda few: formulated(lcn.build(few, lcn.Config(**options)), formulation)
-    return {"dense, unmasked, no norm": form("unmasked", max_norm="none"), "k = 3": form(None), "k = 3, step by step": form("reference"),
-            "k = 2": form(None, knn=2), "k = 1": form(None, knn=1), "k = 1, dense product": form("dense", knn=1), "k = 1, step by step": form("reference", knn=1)}
-
 def write_figures(
     figures: dict,        # of this page
     device: torch.device,
@@ -212,7 +205,7 @@ def measure(
         rows.append(benchmark(paper, train, size, steps, blocks, device)); show(rows[-1])
     if "lcn" in methods:
         for size in batch_sizes:
-            forms.append({"batch_size": size, "time_over_dense": ratio_of_variants(lcn_forms(device), train, size, steps, blocks, device)}); show(forms[-1])
+            forms.append({"batch_size": size, "time_over_dense": ratio_of_variants(import_module("poseprojects.papers.lcn").CONTESTANTS, train, size, steps, blocks, device)}); show(forms[-1])
     return {"what": "training steps; operations counted by torch in one step; ratios are medians over blocks that take turns", "rows": rows, "lcn_forms": forms,
             "samples": len(train), "bytes_of_data": sum(t.numel() * t.element_size() for t in train.tensors().values()), "steps_per_block": steps, "blocks": blocks}
 

@@ -110,8 +110,12 @@ class Experiment:
 
     def scoring(self, protocol: Protocol) -> tuple[Protocol, ...]: # protocol: of a data set
         "The protocols under which a data set is scored, headline first."
-        if self.given.input_2d != "gt": protocol = protocol.but(protocol.id, note=protocol.note.replace("true 2D", f"2D of the detector model {self.given.input_2d}"))
+        protocol = self.honest(protocol)
         return self.paper.scoring(protocol, self.config, self.given.fidelity) if hasattr(self.paper, "scoring") else (protocol,)
+
+    def honest(self, protocol: Protocol) -> Protocol: # of a data set
+        "The protocol with the 2D input that is really used in its note."
+        return protocol if self.given.input_2d == "gt" else protocol.but(protocol.id, note=protocol.note.replace("true 2D", f"2D of the detector model {self.given.input_2d}"))
 
     def load(self) -> tuple[PoseSet, PoseSet]: # training and test set
         "Reads the data; `validation` takes some of the training subjects out, into `self.held`."
@@ -128,14 +132,13 @@ class Experiment:
             self.train, self.test = (poses.select(torch.arange(0, len(poses), 8)) for poses in (self.train, self.test))
         return self.train, self.test
 
-    def trivial(self, test: PoseSet | None = None, name: str | None = None, protocols: tuple[Protocol, ...] = ()) -> dict[str, dict]: # predictor -> scores
+    def trivial(self, test: PoseSet | None = None, name: str | None = None) -> dict[str, dict]: # predictor -> scores
         "What predictors score, and are recorded with, that have learnt nothing: the errors to beat. Without arguments on the experiment's own test set."
-        test, name, protocols = (self.test, self.given.dataset, self.protocols) if test is None else (test, name, protocols)
-        relative = next((p for p in protocols if p.alignment != "none"), source(name).PROTOCOL)
-        found = {}
+        test, name = (self.test, self.given.dataset) if test is None else (test, name)
+        protocol, found = self.honest(source(name).PROTOCOL), {}
         for label, predictor in (("mean pose", MeanPose(self.loaded)), ("constant depth", ConstantDepth())):
-            found[label] = evaluate(predictor, test, relative, self.device)
-            if self.held is None: self._write(name, test, relative, found[label], label.replace(" ", "_"))
+            found[label] = evaluate(predictor, test, protocol, self.device)
+            if self.held is None: self._write(name, test, protocol, found[label], label.replace(" ", "_"))
         return found
 
     def build(self) -> nn.Module:
@@ -198,9 +201,8 @@ class Experiment:
         for name, other in self.others.items():
             root = Path(self.given.data_root).parent / name if self.given.data_root else None
             elsewhere = other.load("test", root, self.given.input_2d)
-            protocols = self.scoring(other.PROTOCOL)
-            self.trivial(elsewhere, name, protocols)
-            for protocol in protocols:
+            self.trivial(elsewhere, name)
+            for protocol in self.scoring(other.PROTOCOL):
                 scores = self.scores(elsewhere, protocol)
                 self._write(name, elsewhere, protocol, scores)
                 found.setdefault(name, scores)

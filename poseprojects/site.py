@@ -83,7 +83,7 @@ def sections(
 
 # %% ../nbs/site.ipynb #b27a4941
 _LINK = re.compile(r"(?<!`)(\[(?:[^\[\]]|\[[^\]]*\])*\])\((?!https?:|mailto:)([^)\s]+)\)")
-_PROSE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.S)
+_PROSE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`|\$\$.*?\$\$|\$[^$\n]+\$)", re.S) # code and equations
 
 def site_links(
     text: str,                 # Markdown
@@ -91,7 +91,7 @@ def site_links(
     pages: Mapping[str, str],  # file in the repository -> source of its page
     root: Path,                # the repository
 ) -> str: # Markdown
-    "Relative links, as links of the site. Code is left alone. Raises `InputError` for a link to a file that is not there."
+    "Relative links, as links of the site. Code and equations are left alone. Raises `InputError` for a link to a file that is not there."
     def lead(match):
         target, _, fragment = match[2].partition("#")
         if not target: return f"{match[1]}(#{fragment.lower()})"
@@ -457,7 +457,7 @@ def sphinx_options(static: Path) -> dict:
                  pygments_light_style="a11y-high-contrast-light", pygments_dark_style="a11y-high-contrast-dark")
     return dict(project="poseprojects", copyright="the poseprojects authors", extensions=["myst_nb", "poseprojects.site"], nb_execution_mode="off", nb_merge_streams=True,
                 exclude_patterns=["files"], myst_enable_extensions=["dollarmath", "amsmath", "colon_fence"], myst_heading_anchors=4, myst_dmath_double_inline=True,
-                html_theme="pydata_sphinx_theme", html_theme_options=theme, html_title="poseprojects", html_favicon=str(static / "icon.svg"), html_use_index=False, html_static_path=[str(static)], html_css_files=["site.css"],
+                html_theme="pydata_sphinx_theme", html_theme_options=theme, html_context={"default_mode": "auto"}, html_title="poseprojects", html_favicon=str(static / "icon.svg"), html_use_index=False, html_static_path=[str(static)], html_css_files=["site.css"],
                 html_math_renderer="mathml", html_copy_source=False, html_sidebars={"index": []})
 
 def render(

@@ -247,6 +247,8 @@ def test_a_default_given_by_hand_is_the_same_run(place):
     assert len({expand(table(place, text)).runs[0].key for text in same}) == 1
     assert len({expand(table(place, text)).runs[0].key for text in (entry, entry + 'variant = "paper"', entry + "epochs = 999", entry + 'plan = "paper"')}) == 4
     with pytest.raises(InputError, match="entry 2 repeats"): expand(table(place, same[0] + same[1]))
+    for name in ("plan", "variant"):
+        with pytest.raises(InputError, match=f"train_martinez.ipynb has no {name} 'none'; choose one of paper, "): expand(table(place, f'{entry}{name} = "none"'))
 
 
 def test_committed_records_are_found():

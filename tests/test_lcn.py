@@ -263,8 +263,8 @@ def test_batch_norm_is_per_feature_over_samples_and_joints():
     expected = (h - h.mean((0, 1))) / (h.var((0, 1), correction=0) + 1e-3).sqrt()
     expected = torch.where(expected > 0, expected, 0.2 * expected)
     assert torch.allclose(out.view(32, 17, 16).double(), expected, atol=1e-4)
-    assert torch.allclose(stage.norm.running_mean.double(), 0.01 * h.mean((0, 1)), atol=1e-6)
-    assert torch.allclose(stage.norm.running_var.double(), 0.99 + 0.01 * h.var((0, 1)), atol=1e-6)
+    assert torch.allclose(stage.norm.running_mean.double(), h.mean((0, 1)), atol=1e-6) # the first batch; see blocks.settling
+    assert torch.allclose(stage.norm.running_var.double(), h.var((0, 1)), atol=1e-6)
 
 def slow_network(arrays, x, config, mask, training, keep=None):
     "The whole network from the released names, in NumPy, joint order of h36m17; `keep` holds dropout factors in training."

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..camera import Cameras, Standardizer, intrinsic_normalize, lcn_decode, lcn_encode, lcn_scale, lcn_unscale, metric_box, undistort
 from ..data.base import PoseSet, clip_bounds
-from .blocks import FastDropout, truncated_normal_
+from .blocks import FastDropout, settling, truncated_normal_
 from ..protocol import H36M_DAMAGED, LCN as LCN_P1, LCN_P2, LCN_P2_ROTATION, LCN_ROOT_ALIGNED, Protocol
 from ..skeleton import H36M17, Skeleton, mirror
 from ..storage import InputError
@@ -46,6 +46,7 @@ class Config:
     l2: float = 0.               # weight of half the squared norm of all weights and biases in the loss
     flip: bool = False           # train on the mirrored samples, too: twice the samples, so twice the steps and a smaller last learning rate
     flip_test: bool = False      # average with the un-mirrored answer to the mirrored input, in the space of the network
+    standardised: bool = False   # NOT of the paper: inputs and targets in standard units of the training set; the metric target always is
     target: str = "image"        # "image": the paper's; "metric": NOT of the paper: root-relative metres from the root-centred 2D and the root's place, no true depth used
 
     def __post_init__(self):
@@ -313,7 +314,7 @@ class Stage(nn.Module):
     def __init__(self, layer: nn.Module, config: Config):
         super().__init__()
         self.layer = layer
-        self.norm = nn.BatchNorm1d(config.channels, eps=1e-3, momentum=0.01)
+        self.norm = settling(nn.BatchNorm1d(config.channels, eps=1e-3, momentum=0.01))
         self.activation, self.dropout = nn.LeakyReLU(0.2, inplace=True), FastDropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "b i"], mask: Float[Tensor, "j j"]) -> Float[Tensor, "b o"]:
@@ -327,6 +328,7 @@ class LCNNetwork(nn.Module):
         super().__init__()
         self.order = list(H36M17.indices(ORDER))
         self.back = [self.order.index(j) for j in range(len(self.order))]
+        for name, index in (("_inwards", self.order), ("_outwards", self.back)): self.register_buffer(name, torch.tensor(index), persistent=False)
         matrix = (structure_matrix(config) if matrix is None else matrix)[self.order][:, self.order]
         joints, kind = len(matrix), LocallyConnected if config.filters == "private" else SharedFilter
         layer = lambda inputs, outputs: kind(joints, inputs, outputs, matrix, config.max_norm)
@@ -339,9 +341,9 @@ class LCNNetwork(nn.Module):
     def forward(self, x: Float[Tensor, "b j f"]) -> Float[Tensor, "b j 3"]:
         "From x', y' (and the confidence) to x', y', z'; without the long skip for a metric target."
         mask = self.structure()
-        h = self.first(x[:, self.order].flatten(1), mask)
+        h = self.first(x.index_select(1, self._inwards).flatten(1), mask)
         for one, two in self.blocks: h = h + two(one(h, mask), mask)
-        y = self.last(h, mask).view(len(x), -1, 3)[:, self.back]
+        y = self.last(h, mask).view(len(x), -1, 3).index_select(1, self._outwards)
         return y + F.pad(x[..., :2], (0, 1)) if self.skip else y
 
 # %% ../../nbs/papers/lcn.ipynb #ba8acd5d
@@ -373,7 +375,8 @@ class LCN(nn.Module):
         self.skeleton, self.config = skeleton, config
         self.network = LCNNetwork(config, structure_matrix(config, skeleton, limb_lengths))
         numbers = lambda features: Standardizer(torch.zeros(skeleton.num_joints, features), torch.ones(skeleton.num_joints, features))
-        if config.target == "metric": self.input_statistics, self.output_statistics = numbers(2), numbers(3)
+        self.standardised = config.standardised or config.target == "metric"
+        if self.standardised: self.input_statistics, self.output_statistics = numbers(2), numbers(3)
         self._lens: tuple = (lambda: None, False)
 
     @classmethod
@@ -389,6 +392,11 @@ class LCN(nn.Module):
             every = Batch(train, torch.arange(len(train), device=train.pose_2d.device))
             method.input_statistics = Standardizer.fit(root_and_offsets(every.pose_2d, every.camera, method.skeleton.root))
             method.output_statistics = Standardizer.fit(every.target)
+        elif config.standardised:
+            every = Batch(train, torch.arange(len(train), device=train.pose_2d.device))
+            seen, depth = (Standardizer.fit(x) for x in (lcn_scale(method.exact_pixels(every), every.camera.resolution), method.image_target(every)[..., 2:]))
+            method.input_statistics = seen
+            method.output_statistics = Standardizer(torch.cat([seen.mean, depth.mean], -1), torch.cat([seen.std, depth.std], -1)) # x and y in the units of the input, which the long skip adds to them
         return method
 
     def exact_pixels(self, batch: Batch) -> Float[Tensor, "b j 2"]: # px
@@ -400,12 +408,18 @@ class LCN(nn.Module):
     def network_input(self, pose_2d: Float[Tensor, "b j 2"], batch: Batch) -> Float[Tensor, "b j f"]:
         "Two or three numbers of every joint; the confidence is not normalised."
         if self.config.target == "metric": x = self.input_statistics(root_and_offsets(pose_2d, batch.camera, self.skeleton.root))
-        else: x = lcn_scale(pose_2d, batch.camera.resolution)
+        else:
+            x = lcn_scale(pose_2d, batch.camera.resolution)
+            if self.standardised: x = self.input_statistics(x)
         return torch.cat([x, batch.confidence[..., None]], -1) if self.config.in_features == 3 else x
 
     def wanted(self, batch: Batch) -> Float[Tensor, "b j 3"]:
         "What the network shall give."
-        if self.config.target == "metric": return self.output_statistics(batch.target)
+        wanted = batch.target if self.config.target == "metric" else self.image_target(batch)
+        return self.output_statistics(wanted) if self.standardised else wanted
+
+    def image_target(self, batch: Batch) -> Float[Tensor, "b j 3"]:
+        "x', y' and z' of the truth."
         return lcn_scale(lcn_encode(batch.pose_3d, batch.camera, self.skeleton.root).image, batch.camera.resolution)
 
     def optimizers(self, plan: Plan) -> dict[str, Scheduled]:
@@ -440,8 +454,8 @@ class LCN(nn.Module):
         return (answer + mirror(other, self.skeleton)) / 2
 
     def read_out(self, numbers: Float[Tensor, "b j 3"]) -> Float[Tensor, "b j 3"]:
-        "Metres for the metric target; otherwise as they are."
-        return self.output_statistics.inverse(numbers) if self.config.target == "metric" else numbers
+        "Out of standard units, where they are used: x', y', z', or metres for the metric target."
+        return self.output_statistics.inverse(numbers) if self.standardised else numbers
 
     def predict_absolute(self, batch: Batch) -> Float[Tensor, "b 1 j 3"]: # metres, camera frame, absolute
         """The lifted pose in the camera frame, with the TRUE box and root depth of `batch.pose_3d`, as the released evaluation does.
@@ -505,7 +519,7 @@ VARIANTS = { # name of a row in the ablation tables -> options
     "one-block": Config(blocks=1), "two-blocks": Config(blocks=2), "four-blocks": Config(blocks=4), "channels-32": Config(channels=32), "channels-128": Config(channels=128),
     "confidence": Config(in_features=3), "flip": Config(flip=True, flip_test=True), "flip-train": Config(flip=True), "flip-test": Config(flip_test=True), "flip+confidence": Config(flip=True, flip_test=True, in_features=3),
     "no-dropout": Config(dropout=0.), "no-max-norm": Config(max_norm="none"), "visible-norm": Config(max_norm="visible"),
-    "short-run": Config(dropout=0.), "metric": Config(target="metric", dropout=0.1), "metric-fcn": Config(target="metric", dropout=0.1, structure="all")}
+    "standardised": Config(standardised=True), "short-run": Config(standardised=True, dropout=0.1), "metric": Config(target="metric", dropout=0.1), "metric-fcn": Config(target="metric", dropout=0.1, structure="all")}
 
 # %% ../../nbs/papers/lcn.ipynb #e6053b43
 KNOWN_DEPTH = LCN_P1.note # what a reader of a number must know

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..camera import Cameras, Standardizer, project
 from ..data.base import PoseSet
-from .blocks import BoundedLinear
+from .blocks import BoundedLinear, settling
 from ..protocol import Protocol
 from ..skeleton import MARTINEZ_2D, MARTINEZ_3D, Skeleton, mirror
 from ..storage import InputError
@@ -77,7 +77,7 @@ def network_input(
 def hidden_layer(inputs: int, config: Config) -> nn.Sequential: # inputs -> config.width
     "Linear, batch norm, ReLU, dropout; the last three as far as the options have them."
     layers = [BoundedLinear(inputs, config.width, config.max_norm)]
-    if config.batch_norm: layers.append(nn.BatchNorm1d(config.width, eps=1e-3, momentum=0.01))
+    if config.batch_norm: layers.append(settling(nn.BatchNorm1d(config.width, eps=1e-3, momentum=0.01)))
     layers.append(nn.ReLU())
     if config.dropout: layers.append(nn.Dropout(config.dropout))
     return nn.Sequential(*layers)

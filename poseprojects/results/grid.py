@@ -143,8 +143,10 @@ def _notebooks(where: str, entry: Mapping, folder: Path) -> list[Path]:
     found = []
     for name in _listed(where, "notebook", entry["notebook"]):
         if not isinstance(name, str): raise InputError(f"{where}: notebook = {name!r} is no path")
-        base, pattern = (Path(Path(name).anchor), str(Path(name).relative_to(Path(name).anchor))) if Path(name).is_absolute() else (None, name)
-        paths = next((paths for base in ([base] if base else [project_root(), folder]) if (paths := sorted(p for p in base.glob(pattern) if ".ipynb_checkpoints" not in p.parts))), [])
+        anchor = Path(Path(name).anchor)
+        for base in (anchor,) if anchor.parts else (project_root(), folder):
+            paths = sorted(p for p in base.glob(str(Path(name).relative_to(anchor))) if ".ipynb_checkpoints" not in p.parts)
+            if paths: break
         if not paths: raise InputError(f"{where}: there is no notebook {portable_path(name)}; give a path relative to the project")
         found += [path for path in paths if path not in found]
     return found
@@ -165,6 +167,9 @@ def _runs(where: str, entry: Mapping, folder: Path) -> Iterator[Run]:
                 near = get_close_matches(name, [*defaults, *_OF_GRID], n=1)
                 raise InputError(f"{where}: {notebook.name} has no parameter {name}; {f'did you mean {near[0]}?' if near else 'it has ' + ', '.join(defaults)}")
             for value in values: _check_value(where, name, value, defaults[name])
+            known = getattr(_paper(notebook.stem.removeprefix("train_")), {"plan": "PLANS", "variant": "VARIANTS"}.get(name, ""), None)
+            for value in values:
+                if known and value not in known: raise InputError(f"{where}: {notebook.name} has no {name} {value!r}; choose one of {', '.join(known)}")
         seeds = [_whole(where, "seeds", seed, 0) for seed in _listed(where, "seeds", entry["seeds"])] if "seeds" in entry else [None]
         for name, needed in (("seed", "seeds" in entry), ("also_test", bool(also))):
             if needed and name not in defaults: raise InputError(f"{where}: {notebook.name} has no parameter {name}, so {'seeds' if name == 'seed' else name} cannot be given")
@@ -241,8 +246,9 @@ class Shelf:
         own = [r for r in fitting if r.test_data == run.values.get("dataset", r.train_data)]
         last = [r for r in own if r.selection == "last"] or own
         last = [r for r in last if r.protocol == r.test_data] or last # the headline, where a method is scored in several ways
-        complete = {r.test_data for r in fitting} >= set(run.also_test if also_test is None else also_test) and (not run.values.get("validation") or any(r.selection == "best-on-validation" for r in own))
-        return last[-1] if last and complete else None
+        across = {r.test_data for r in fitting} >= set(run.also_test if also_test is None else also_test)
+        best = not run.values.get("validation") or any(r.selection == "best-on-validation" for r in own)
+        return last[-1] if last and across and best else None
 
 # %% ../../nbs/results/grid.ipynb #3828eb27
 def needs_files(dataset: str) -> bool: # False for an embedded set

@@ -123,7 +123,7 @@ def _check(record: "Record") -> None:
         raise InputError(f"created is {record.created!r}; expected the time in UTC, such as 2026-01-31T12:00:00Z")
 
 # %% ../../nbs/results/records.ipynb #ee258384
-WHERE = ("data_root", "out_dir", "results_dir", "resume", "gpus", "device", "threads", "workers", "progress", "also_test") # parameters that do not change a run's numbers
+WHERE = ("data_root", "out_dir", "results_dir", "resume", "gpus", "device", "threads", "workers", "nodes", "rendezvous", "progress", "also_test") # parameters that do not change a run's numbers
 
 def _slug(text: str) -> str:
     "A part of a file name."

@@ -250,8 +250,8 @@ class _Run:
         "Makes the sums of the losses those of all processes."
         if self.shard.world == 1 or not self.sums: return
         names = sorted(self.sums)
-        means = self.shard.mean_(torch.stack([self.sums[n].double() for n in names]))
-        self.sums = {n: means[k].to(self.sums[n].dtype) for k, n in enumerate(names)}
+        means = dict(zip(names, self.shard.mean_(torch.stack([self.sums[n].double() for n in names]))))
+        self.sums = {n: means[n].to(value.dtype) for n, value in self.sums.items()}
 
     def finite(self) -> bool:
         "Whether the losses since the epoch began and all weights are numbers, in all processes."

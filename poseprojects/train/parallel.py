@@ -8,7 +8,7 @@ __all__ = ['ALONE', 'LostPeer', 'Shard', 'share_gradients', 'SynchronisedBatchNo
            'share_layers', 'WorkerError', 'refuse_local', 'launch']
 
 # %% ../../nbs/train/parallel.ipynb #613bded1
-import atexit, json, logging, os, pickle, shutil, signal, sys, tempfile, threading, traceback
+import atexit, json, logging, os, pickle, shutil, signal, sys, tempfile, threading, time, traceback, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -280,7 +280,7 @@ def _guest() -> Iterator[None]:
     names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
     handlers = {n: signal.getsignal(getattr(signal, n)) for n in names} if there else {}
     main, environment = sys.modules["__main__"], dict(os.environ)
-    loggers = {logging.getLogger(n): logging.getLogger(n).level for n in list(logging.root.manager.loggerDict) if n.startswith("torch.distributed")}
+    loggers = {logging.getLogger(n): logging.getLogger(n).level for n in list(logging.root.manager.loggerDict) if n.startswith(("torch.distributed", "torch.multiprocessing"))}
     for logger in loggers: logger.setLevel(logging.CRITICAL)
     sys.modules["__main__"] = ModuleType("__main__")
     try: yield
@@ -305,20 +305,37 @@ def _enter(parcel: tuple, devices: Devices, parent: int) -> dict: # parcel arriv
     elif devices.nodes == 1 and sys.platform in ("linux", "darwin"): # one machine needs no name of its own in the network
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     try:
-        with _together(): distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1)) # the others wait while one validates
+        backend, room = "nccl" if device.type == "cuda" else "gloo", _meet(board, shard)
+        with _together(): distributed.init_process_group(backend, store=room, rank=shard.rank, world_size=shard.world, timeout=timedelta(hours=1)) # the others wait while one validates
         value = function(shard, device, *arguments)
         with _together(): distributed.barrier()
         atexit.register(os._exit, 0) # taking the interpreter apart would cost seconds
         return {"value": value, "error": None}
     except Exception as error:
         if not board.check(["failed"]):
-            if isinstance(error, LostPeer): raise # the launcher starts all of them again
+            if isinstance(error, LostPeer): os._exit(1) # the launcher starts all of them again
             told = {"kind": type(error).__name__, "rank": shard.rank, "message": str(error), "traceback": traceback.format_exc()}
             board.set("failed", json.dumps(told))
             if device.type == "cuda": raise # the others may wait on their device: started again, they find the note
         return _failure(board)
     finally:
         if distributed.is_initialized(): distributed.destroy_process_group()
+
+def _meet(board: distributed.Store, shard: Shard, patience: float = 600.) -> distributed.Store: # patience: seconds
+    """A part of the store for this start of the processes alone, where nothing lies from an earlier start.
+
+    The first process opens a room; the others leave a fresh name in it, and it begins when it names them all."""
+    name, until = uuid.uuid4().hex, time.monotonic() + patience
+    if shard.main: board.set("room", name)
+    while time.monotonic() < until:
+        room = name if shard.main else board.get("room").decode()
+        if not shard.main: board.set(f"{room}/{shard.rank}", name)
+        elif board.check([f"{room}/{rank}" for rank in range(1, shard.world)] or ["room"]):
+            board.set(f"{room}/begun", json.dumps([board.get(f"{room}/{rank}").decode() for rank in range(1, shard.world)]))
+            return distributed.PrefixStore(room, board)
+        if not shard.main and board.check([f"{room}/begun"]) and name in json.loads(board.get(f"{room}/begun")): return distributed.PrefixStore(room, board)
+        time.sleep(0.02)
+    raise LostPeer(f"not all of the {shard.world} processes came")
 
 def _failure(board: distributed.TCPStore) -> dict:
     "The error that is noted for all."
