@@ -83,7 +83,7 @@ def sections(
 
 # %% ../nbs/site.ipynb #b27a4941
 _LINK = re.compile(r"(?<!`)(\[(?:[^\[\]]|\[[^\]]*\])*\])\((?!https?:|mailto:)([^)\s]+)\)")
-_PROSE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`|\$\$.*?\$\$|\$[^$\n]+\$)", re.S) # code and equations
+_PROSE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`|\$\$.*?\$\$|\$[^$\n]+\$|(?<=\n\n)(?:(?: {4}|\t)[^\n]*\n?)+)", re.S) # code and equations
 
 def site_links(
     text: str,                 # Markdown
@@ -118,7 +118,8 @@ class Symbol:
     @property
     def label(self) -> str: # the target of its entry in the API
         "Unlike the name alone it differs between a class `Names` and a function `names`."
-        return f"api-{self.module}-{self.kind}-{self.name}".replace(".", "-").replace("_", "-").lower()
+        name = re.sub("_$", "_in_place", self.name) # a label may not end in a dash
+        return f"api-{self.module}-{self.kind}-{name}".replace(".", "-").replace("_", "-").lower()
 
     @property
     def cell(self) -> str: return self.label.replace("api-", "cell-", 1) # the target of its cell in the notebook

@@ -478,16 +478,16 @@ def test_bad_parameters_are_refused_before_any_data_is_read(own_places, monkeypa
     value, words = BAD[name]
     def never(*_, **__): raise AssertionError("data were read before the parameters were checked")
     monkeypatch.setattr(synthetic, "load", never)
-    with pytest.raises(InputError, match=words) as refusal: run_until("data.load(", own_places, **{name: value})
+    with pytest.raises(InputError, match=words) as refusal: run_until("run.load(", own_places, **{name: value})
     assert "\n" not in str(refusal.value) and not list(own_places.iterdir())
 
 def test_a_detector_that_the_embedded_data_have_not(own_places):
-    with pytest.raises(InputError, match="cpn"): run_until("data.load(", own_places, input_2d="cpn")
+    with pytest.raises(InputError, match="cpn"): run_until("run.load(", own_places, input_2d="cpn")
 
 @pytest.mark.parametrize("name, value, words", [("validation", "S99", "S99"), ("data_root", "/there/is/nothing", "/there/is/nothing"), ("input_2d", "cpn", "cpn")])
 def test_bad_places_are_refused_with_the_data(own_places, name, value, words):
     pack = make_pack(own_places / "pack", subjects=(*cmu.SUBJECTS["train"], *cmu.SUBJECTS["test"])) if name != "data_root" else None
-    with pytest.raises(ValueError) as refusal: run_until("data.load(", own_places, **{"dataset": "cmu", "data_root": str(pack), name: value})
+    with pytest.raises(ValueError) as refusal: run_until("run.load(", own_places, **{"dataset": "cmu", "data_root": str(pack), name: value})
     message = str(refusal.value)
     assert words in message and "\n" not in message and "tuple" not in message
     assert isinstance(refusal.value, InputError)

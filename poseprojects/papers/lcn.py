@@ -377,7 +377,7 @@ class LCN(nn.Module):
         numbers = lambda features: Standardizer(torch.zeros(skeleton.num_joints, features), torch.ones(skeleton.num_joints, features))
         self.standardised = config.standardised or config.target == "metric"
         if self.standardised: self.input_statistics, self.output_statistics = numbers(2), numbers(3)
-        self._lens: tuple = (lambda: None, False)
+        self._lens: tuple = (None, False) # the set that was asked last, and its answer
 
     @classmethod
     def from_data(cls, train: PoseSet, config: Config = Config()) -> "LCN": # train: for the limb lengths of the Laplacian and the statistics of the metric target
@@ -399,10 +399,12 @@ class LCN(nn.Module):
             method.output_statistics = Standardizer(torch.cat([seen.mean, depth.mean], -1), torch.cat([seen.std, depth.std], -1)) # x and y in the units of the input, which the long skip adds to them
         return method
 
+    def __getstate__(self) -> dict: return self.__dict__ | {"_lens": (None, False)} # another process asks again
+
     def exact_pixels(self, batch: Batch) -> Float[Tensor, "b j 2"]: # px
         "The 2D of a batch; ground truth without the lens' distortion, where there is one."
         if self.config.target == "metric" or batch.poses.input_2d != "gt": return batch.pose_2d
-        if self._lens[0]() is not batch.poses: self._lens = weakref.ref(batch.poses), bool(batch.poses.cameras.distortion.any()) # asked once per set: an answer stops a GPU
+        if self._lens[0] is None or self._lens[0]() is not batch.poses: self._lens = weakref.ref(batch.poses), bool(batch.poses.cameras.distortion.any()) # asked once per set: an answer stops a GPU
         return pinhole_pixels(batch.pose_2d, batch.camera) if self._lens[1] else batch.pose_2d
 
     def network_input(self, pose_2d: Float[Tensor, "b j 2"], batch: Batch) -> Float[Tensor, "b j f"]:

@@ -253,9 +253,9 @@ def measured_table(
     shown = [(key, label) for key, label in _SHOWN if any(r.values(key) for r in found)]
     protocols, sources = _numbered(r.protocol_line for r in found), _numbered(r.produced_by for r in found)
     one = len({r.train_data for r in found}) == 1
-    columns = ("method", "variant", "plan", "fidelity", *(() if one else ("trained on",)), "2D input", "epochs", "steps", "checkpoint", *(label for _, label in shown), "n", "protocol", "produced by")
-    rows = tuple((r.method, r.variant, r.plan, r.fidelity, *(() if one else (title_of(r.train_data),)), r.input_2d, str(r.epochs), f"{r.steps:,}", r.selection,
-                  *(spread(r.values(key)) for key, _ in shown), str(r.n), f"{r.protocol} [{protocols[r.protocol_line]}]", f"({sources[r.produced_by]})") for r in found)
+    columns = ("method", "variant", *(() if one else ("trained on",)), "2D input", *(label for _, label in shown), "n", "plan", "epochs", "steps", "fidelity", "checkpoint", "protocol", "produced by")
+    rows = tuple((r.method, r.variant, *(() if one else (title_of(r.train_data),)), r.input_2d, *(spread(r.values(key)) for key, _ in shown), str(r.n),
+                  r.plan, str(r.epochs), f"{r.steps:,}", r.fidelity, r.selection, f"{r.protocol} [{protocols[r.protocol_line]}]", f"({sources[r.produced_by]})") for r in found)
     notes = (*([f"trained on {title_of(found[0].train_data)}"] if one and found else []), *(["mean ± standard deviation over n seeds; a commit with + had uncommitted changes in the library; mean_pose and constant_depth have learnt nothing: they are the errors to beat"] if found else []),
              *(f"[{k}] {line}" for line, k in protocols.items()), *(f"({k}) {source}" for source, k in sources.items()))
     data = tuple((r.method, r.variant, r.plan, r.fidelity, r.train_data, r.test_data, r.input_2d, str(r.epochs), str(r.steps), r.selection, r.protocol, str(r.n), str(r.parameters),

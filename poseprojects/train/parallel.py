@@ -198,11 +198,12 @@ def share_layers(
     method: nn.Module, # changed in place
     shard: Shard,      # this process
 ) -> nn.Module: # the same method
-    "Makes batch norm and dropout those of the whole batch. Raises `InputError` for other layers of that kind."
+    "Makes batch norm and dropout those of the whole batch; a layer of one's own has a method `share(shard)`. Raises `InputError` for other layers of that kind."
     if shard.world == 1: return method
     for name, layer in method.named_modules():
         kind = _SHARED.get(type(layer))
-        if kind: layer.__class__, layer.shard = kind, shard
+        if hasattr(layer, "share"): layer.share(shard) # it knows how
+        elif kind: layer.__class__, layer.shard = kind, shard
         elif isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
             raise InputError(f"{type(method).__name__}.{name} is a {type(layer).__name__}, which is not made for several processes; use PyTorch's BatchNorm or Dropout, or run in one process")
     return method
@@ -300,7 +301,7 @@ def _enter(parcel: tuple, devices: Devices, parent: int) -> dict: # parcel arriv
     shard = Shard(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     device = torch.device("cuda", shard.local_rank) if devices.kind == "cuda" else torch.device("cpu")
     board = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False)
-    if board.check(["failed"]): return _failure(board)
+    if board.check(["failed"]): return {"value": None, "error": json.loads(board.get("failed").decode())}
     if device.type == "cuda": torch.cuda.set_device(device)
     elif devices.nodes == 1 and sys.platform in ("linux", "darwin"): # one machine needs no name of its own in the network
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
@@ -309,17 +310,13 @@ def _enter(parcel: tuple, devices: Devices, parent: int) -> dict: # parcel arriv
         with _together(): distributed.init_process_group(backend, store=room, rank=shard.rank, world_size=shard.world, timeout=timedelta(hours=1)) # the others wait while one validates
         value = function(shard, device, *arguments)
         with _together(): distributed.barrier()
-        atexit.register(os._exit, 0) # taking the interpreter apart would cost seconds
-        return {"value": value, "error": None}
+        distributed.destroy_process_group()
     except Exception as error:
-        if not board.check(["failed"]):
-            if isinstance(error, LostPeer): os._exit(1) # the launcher starts all of them again
-            told = {"kind": type(error).__name__, "rank": shard.rank, "message": str(error), "traceback": traceback.format_exc()}
-            board.set("failed", json.dumps(told))
-            if device.type == "cuda": raise # the others may wait on their device: started again, they find the note
-        return _failure(board)
-    finally:
-        if distributed.is_initialized(): distributed.destroy_process_group()
+        if not isinstance(error, LostPeer) and not board.check(["failed"]):
+            board.set("failed", json.dumps({"kind": type(error).__name__, "rank": shard.rank, "message": str(error), "traceback": traceback.format_exc()}))
+        os._exit(1) # the others may wait for this process; the launcher ends them and starts all again, and then they find the note
+    atexit.register(os._exit, 0) # taking the interpreter apart would cost seconds
+    return {"value": value, "error": None}
 
 def _meet(board: distributed.Store, shard: Shard, patience: float = 600.) -> distributed.Store: # patience: seconds
     """A part of the store for this start of the processes alone, where nothing lies from an earlier start.
@@ -336,10 +333,6 @@ def _meet(board: distributed.Store, shard: Shard, patience: float = 600.) -> dis
         if not shard.main and board.check([f"{room}/begun"]) and name in json.loads(board.get(f"{room}/begun")): return distributed.PrefixStore(room, board)
         time.sleep(0.02)
     raise LostPeer(f"not all of the {shard.world} processes came")
-
-def _failure(board: distributed.TCPStore) -> dict:
-    "The error that is noted for all."
-    return {"value": None, "error": json.loads(board.get("failed").decode())}
 
 def _die_with(parent: int) -> None:
     "Ends this process when its parent is gone, however that went, and at once on an interrupt."
