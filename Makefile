@@ -19,7 +19,7 @@ INSTALL := "$(BIN)/python" -m pip install --quiet --constraint constraints.txt
 ROOT := $(if $(DATA),$(abspath $(DATA)))
 GRID := python -m poseprojects.results.grid
 
-.PHONY: setup run grid docs test lab readme export
+.PHONY: setup run grid docs test lab readme export browser
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -42,10 +42,19 @@ grid: setup
 	@test -n "$(NAME)" || { echo "make grid needs a name: make grid NAME=$$(cd results/grids && ls *.toml | sed 's/.toml//' | paste -sd'|')"; exit 2; }
 	$(GRID) "$(NAME)" --tables $(if $(ROOT),--data "$(ROOT)") $(ARGS)
 
-test: setup
+test: setup browser
 	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 nbdev_test --n_workers 2 --timing
-	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest -n 2 -m 'not alone'
+	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest -n 2 --dist loadgroup -m 'not alone'
 	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest -m alone
+
+docs: setup
+	python -c "from poseprojects.site import build_site; print('Site:', build_site())"
+
+# the site is tested in Debian's chromium; without one its tests are skipped, and say so
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
+	  else echo "No chromium: the site will not be opened in a browser; install it with: sudo apt-get install chromium"; fi
 
 lab: setup
 	jupyter lab nbs

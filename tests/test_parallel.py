@@ -233,8 +233,9 @@ def test_two_machines(tmp_path, together):
     (tmp_path / "temporary" / "a").mkdir(); (tmp_path / "temporary" / "b").mkdir()
     meeting = f"localhost:{free_port()}"
     nodes = [script(tmp_path / "temporary" / n, tmp_path / n, 2, meeting, k, "0,1") for k, n in enumerate("ab")]
-    said = [[json.loads(line) for line in node.communicate(timeout=300)[0].splitlines()] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0]
+    told = [node.communicate(timeout=300) for node in nodes]
+    said = [[json.loads(line) for line in out.splitlines()] for out, _ in told]
+    assert [node.returncode for node in nodes] == [0, 0], told
     for k, seed in enumerate((0, 1)):
         a, b = (s[k] for s in said)
         assert sorted((a["main"], b["main"])) == [False, True] and a["rows"] == b["rows"] and a["device"].endswith("2 processes on 2 machines")
