@@ -195,27 +195,30 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(train, tmp_path):
     assert load_checkpoint(tmp_path / "run" / "last.pt")["history"]["steps"] == 43
 
 SCRIPT = """
-    import hashlib, json, sys, tempfile
+    import json, sys, tempfile
+    from pathlib import Path
     sys.path.insert(0, sys.argv[1]); tempfile.tempdir = sys.argv[2]
     import torch
     torch.set_num_threads(1)
-    from parallel_methods import Interrupted, Lifter
+    from parallel_methods import Interrupted
     from poseprojects.data import synthetic
-    from poseprojects.train.checkpoints import seed_everything
     from poseprojects.train.devices import Devices
-    from poseprojects.train.engine import fit, Plan
+    from poseprojects.train.engine import NonFiniteLoss, Plan, fit
     from poseprojects.train.schedules import Schedule
     train, test = (synthetic.load(split, samples=8000) for split in ("train", "test"))
     plan = Plan("small", epochs=int(sys.argv[4]), batch_size=128, learning_rate=2e-3, schedule=Schedule("cosine"), clip_norm=0.5)
     if len(sys.argv) == 5: fit(Interrupted(sys.argv[3], "hang", rank=-1), train, plan, device=Devices("cpu", processes=2))
     else:
-        torch.manual_seed(int(sys.argv[6]))
-        for seed in map(int, sys.argv[7].split(",")):
-            method = Lifter()
-            if int(sys.argv[6]): torch.nn.init.normal_(method.network[0].weight) # the weights of the first process count
-            history = fit(method, train, plan, folder=sys.argv[3], device=Devices("cpu", 1, 2, sys.argv[5]), seed=seed, validation=test, protocol=synthetic.PROTOCOL, checkpoint_every=20, resume=False)
-            torch.save(method.state_dict(), sys.argv[3] + f"-{seed}.pt")
-            print(json.dumps({"main": history.main, "rows": history.rows, "device": history.environment["device"]}), flush=True)
+        folder, meeting, machine, marks = sys.argv[3], sys.argv[5], int(sys.argv[6]), sys.argv[7]
+        for what in ("nan", "weights", "kill"):
+            method = Interrupted(marks, what)
+            if what == "weights" and machine: torch.nn.init.normal_(method.network[0].weight) # those of the first process count
+            try: history = fit(method, train, plan, folder=folder, device=Devices("cpu", 1, 2, meeting), validation=test, protocol=synthetic.PROTOCOL, checkpoint_every=20, resume=False)
+            except NonFiniteLoss as error: print(json.dumps({"error": str(error)}), flush=True)
+            else:
+                torch.save(method.state_dict(), f"{folder}-{what}.pt")
+                print(json.dumps({"main": history.main, "rows": history.rows, "device": history.environment["device"]}), flush=True)
+            Path(marks, "done").unlink(missing_ok=True)
 """
 
 def script(*arguments):
@@ -229,22 +232,23 @@ def free_port():
 
 @pytest.mark.slow
 def test_two_machines(tmp_path, together):
-    "Two calling processes that meet at a port of this machine, each with a folder of its own; the same bits as two processes of one machine. Then a second run at the same place."
+    """Two calling processes that meet at a port of this machine, each with a folder of its own, three runs one after the other: one that fails,
+    one whose machines begin with different weights, and one that loses a worker and ends with the same bits as two processes of one machine."""
     (tmp_path / "temporary" / "a").mkdir(); (tmp_path / "temporary" / "b").mkdir()
     meeting = f"localhost:{free_port()}"
-    nodes = [script(tmp_path / "temporary" / n, tmp_path / n, 2, meeting, k, "0,1") for k, n in enumerate("ab")]
+    nodes = [script(tmp_path / "temporary" / n, tmp_path / n, 2, meeting, k, tmp_path) for k, n in enumerate("ab")]
     told = [node.communicate(timeout=300) for node in nodes]
-    said = [[json.loads(line) for line in out.splitlines()] for out, _ in told]
     assert [node.returncode for node in nodes] == [0, 0], told
-    for k, seed in enumerate((0, 1)):
+    said = [[json.loads(line) for line in out.splitlines()] for out, _ in told]
+    for failed, *_ in said: assert "loss mse became NaN" in failed["error"] and "step 60" in failed["error"]
+    for k, what in ((1, "weights"), (2, "kill")):
         a, b = (s[k] for s in said)
         assert sorted((a["main"], b["main"])) == [False, True] and a["rows"] == b["rows"] and a["device"].endswith("2 processes on 2 machines")
-        finals = [torch.load(f"{tmp_path / n}-{seed}.pt", weights_only=True) for n in "ab"]
+        finals = [torch.load(f"{tmp_path / n}-{what}.pt", weights_only=True) for n in "ab"]
         assert all(torch.equal(finals[0][key], finals[1][key]) for key in finals[0])
-    where = "ab"[said[1][0]["main"]]
-    assert (tmp_path / where / "last.pt").is_file() and len(list(tmp_path.glob("?/history.json"))) in (1, 2)
-    if where == "a": assert all(torch.equal(v, torch.load(f"{tmp_path / 'a'}-0.pt", weights_only=True)[key]) for key, v in together[0].state_dict().items())
-    for place in "ab": (tmp_path / "temporary" / place).rmdir() # empty
+    assert all(torch.equal(v, finals[0][key]) for key, v in together[0].state_dict().items())
+    assert (tmp_path / "ab"[said[1][2]["main"]] / "last.pt").is_file()
+    for place in "ab": assert not list((tmp_path / "temporary" / place).glob("*poseprojects*"))
 
 def alive(pid):
     try: return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -211,7 +211,8 @@ class Table:
         number = [' class="number"' if self._numeric(k) else "" for k in range(len(self.columns))]
         kind = lambda k, text: number[k] or (' class="long"' if len(text) > 30 else "")
         cells = lambda tag, row: "<tr>" + "".join(f"<{tag}{kind(k, text)}>{escape(text)}</{tag}>" for k, text in enumerate(row)) + "</tr>"
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        quoted = lambda note: re.sub("`([^`]+)`", r"<code>\1</code>", escape(note))
+        notes = "".join(f"<li>{quoted(note)}</li>" for note in self.notes)
         if not self.rows: return f"<h2>{escape(self.title)}</h2>\n<p>nothing yet</p>\n"
         body = "\n".join(cells("td", row) for row in self.rows)
         return (f"<h2>{escape(self.title)}</h2>\n<div class=scroll><table>\n<thead>{cells('th', self.columns)}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>\n" + (f"<ul>{notes}</ul>\n" if notes else ""))

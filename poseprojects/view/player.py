@@ -37,8 +37,8 @@ def _controls(
     steps = [dict(label=label, method="animate", args=[[str(k)], jump(0)]) for k, label in enumerate(times)]
     buttons = [dict(label="▶ play", method="animate", args=[None, jump(round(1000 / fps, 3))]),
                dict(label="❚❚ pause", method="animate", args=[[None], jump(0)])]
-    return dict(sliders=[dict(active=0, steps=steps, x=0.19, len=0.8, y=0, yanchor="top", pad=dict(t=4, b=4), ticklen=0, minorticklen=0, tickcolor="#FFFFFF",
-                              font=dict(color="rgba(0,0,0,0)"), currentvalue=dict(prefix="", xanchor="left", font=dict(size=12, color="#333333")))],
+    return dict(sliders=[dict(active=0, steps=steps, x=0.27, len=0.72, y=0, yanchor="top", pad=dict(t=4, b=4), ticklen=0, minorticklen=0, tickcolor="#FFFFFF",
+                              font=dict(color="rgba(0,0,0,0)"), currentvalue=dict(prefix="", xanchor="right", font=dict(size=12, color="#333333")))],
                 updatemenus=[dict(type="buttons", direction="left", showactive=False, x=0.01, xanchor="left", y=0, yanchor="top", pad=dict(t=14), buttons=buttons)])
 
 # %% ../../nbs/view/player.ipynb #c5e74efe
