@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from parallel_methods import LAYERS, Adversarial, Interrupted, Lifter, exchange, inputs
+from parallel_methods import LAYERS, Adversarial, Interrupted, Lifter, exchange, inputs, perish
 from poseprojects.data import synthetic
 from poseprojects.papers.martinez import Config, Martinez
 from poseprojects.storage import InputError
-from poseprojects.train import parallel
+from poseprojects.train import engine, parallel
 from poseprojects.train.checkpoints import load_checkpoint, seed_everything
 from poseprojects.train.devices import Devices, choose_devices
 from poseprojects.train.engine import Batch, NonFiniteLoss, Plan, Stream, fit
@@ -86,11 +86,11 @@ def test_two_processes_are_one(alone, together, test):
 
 @pytest.mark.slow
 def test_a_paper_in_two_processes(train, test):
-    "Martinez as the quick plan runs it."
+    "Martinez with all that it has: batch norm, dropout, bodies turned and mirrored at random."
     runs = []
     for device in ("cpu", TWO):
         seed_everything(0)
-        method = Martinez.from_data(train, Config(width=64, dropout=0.25, centring="root+position"))
+        method = Martinez.from_data(train, Config(width=64, dropout=0.25, centring="root+position", turn=True, flip=True))
         runs.append((method, fit(method, train, PLAN.changed(schedule=Schedule("one_cycle")), device=device)))
     assert_close_run(*runs, test)
 
@@ -194,6 +194,11 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(train, tmp_path):
     assert "loss mse became NaN" in message and "step 60" in message and str(tmp_path / "run" / "last.pt") in message and "\n" not in message
     assert load_checkpoint(tmp_path / "run" / "last.pt")["history"]["steps"] == 43
 
+@pytest.mark.slow
+def test_processes_that_always_die():
+    with pytest.raises(WorkerError, match="process . of 2 ended too early, 0 restarts did not help .*; the last checkpoint stays") as failure: launch(perish, (), TWO, restarts=0)
+    assert "\n" not in str(failure.value)
+
 SCRIPT = """
     import json, sys, tempfile
     from pathlib import Path
@@ -222,7 +227,10 @@ SCRIPT = """
 """
 
 def script(*arguments):
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(Path(__file__).parent), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    "A script without a guard around its main part, as people write them; it must not run again in the processes that it launches."
+    file = Path(arguments[0]).parent / f"{Path(arguments[0]).name}.py"
+    file.write_text(textwrap.dedent(SCRIPT))
+    return subprocess.Popen([sys.executable, str(file), str(Path(__file__).parent), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1", "POSEPROJECTS_PROGRESS": "0"})
 
 def free_port():
@@ -342,7 +350,14 @@ def test_two_gpus_are_one(train, test):
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_the_parts_on_a_gpu():
-    "One process that is launched onto a GPU, with its own way of communication."
-    answer, = launch(exchange, (12,), Devices("cuda", 1)).values()
-    assert answer["told"] == "from 0" or answer["every"][0]
+def test_one_gpu_through_the_launcher(train, test, tmp_path):
+    "All of the way that several GPUs go, with one: its own process, its communication, the state of its generator, the way back."
+    plain, launched = Lifter(), Lifter()
+    history = fit(plain, train, PLAN, device="cuda", folder=tmp_path / "plain", checkpoint_every=20)
+    settings = engine._Settings(tmp_path / "launched" / "last.pt", 0, None, None, 1, 20, 20, False, Devices("cuda", 1))
+    other = engine._fit_in_processes(launched, {"train": train}, PLAN, settings)
+    assert next(launched.parameters()).is_cuda and other.steps == history.steps
+    for a, b in zip(history.first_losses, other.first_losses): assert a["mse"] == pytest.approx(b["mse"], abs=1e-4)
+    assert torch.equal(*(load_checkpoint(tmp_path / n / "last.pt")["random"]["cuda"][0].cpu() for n in ("plain", "launched")))
+    for m in (plain, launched): m.to("cuda")
+    assert evaluate(plain, test, synthetic.PROTOCOL, device="cuda")["mpjpe"] == pytest.approx(evaluate(launched, test, synthetic.PROTOCOL, device="cuda")["mpjpe"], rel=5e-3)

@@ -46,24 +46,31 @@ class BoundedLinear(nn.Linear):
 
 # %% ../../nbs/papers/blocks.ipynb #ac2c19d4
 class FastDropout(SharedDropout):
-    "Dropout from 16 random bits per number on the CPU; elsewhere PyTorch's own. In a run of several processes each takes its rows of the whole batch's mask."
+    "Dropout from 16 random bits per number on the CPU; elsewhere PyTorch's own. In a run of several processes each takes its samples of the whole batch's mask."
+
+    def __init__(self, p: float = 0.5, batch_axis: int = 0): # batch_axis: where the samples are, 0 or 1
+        super().__init__(p)
+        self.batch_axis = batch_axis
 
     def share(self, shard: Shard) -> None:
         "Called in every process of a run of several."
         self.shard = shard
 
-    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        if not self.training: return x
-        if x.device.type != "cpu": return super().forward(x) if self.shard.world > 1 else nn.Dropout.forward(self, x)
-        return x * self.kept(x)
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if not self.training or not self.p: return x
+        if x.device.type == "cpu": return x * self.kept(x)
+        if self.shard.world == 1: return nn.Dropout.forward(self, x)
+        return super().forward(x.transpose(0, self.batch_axis)).transpose(0, self.batch_axis)
 
     def kept(self, x: Tensor) -> Tensor: # of the shape and precision of x; zero with probability p, otherwise one over the share that is kept
         "The factors of one forward pass."
-        dropped, shape = round(self.p * 2**16), (len(x) * self.shard.world, *x.shape[1:]) # dropped: of 2^16 values of 16 bits
-        numbers = math.prod(shape)
+        axis, shape = self.batch_axis, list(x.shape)
+        shape[axis] *= self.shard.world
+        dropped, numbers = round(self.p * 2**16), math.prod(shape) # dropped: of 2^16 values of 16 bits
         bits = torch.empty((numbers + 3) // 4, dtype=torch.int64).random_(-2**63, None)
         kept = bits.view(torch.int16)[:numbers].view(shape) >= dropped - 2**15 if dropped < 2**16 else torch.zeros(shape, dtype=torch.bool)
-        return kept[self.shard.rows(shape[0])].to(x.dtype).mul_(2**16 / max(1, 2**16 - dropped))
+        rows = self.shard.rows(shape[axis])
+        return kept.narrow(axis, rows.start, rows.stop - rows.start).to(x.dtype).mul_(2**16 / max(1, 2**16 - dropped))
 
 # %% ../../nbs/papers/blocks.ipynb #867f2784
 def settling(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STRUCTURES', 'TIES', 'ORDER', 'PLANS', 'STEP_SCHEDULE', 'DEFAULT_VARIANT', 'VARIANTS', 'KNOWN_DEPTH', 'CONTESTANTS',
            'Config', 'edges', 'random_edges', 'adjacency', 'neighbourhood', 'structure_matrix', 'Structure',
-           'acting_weight', 'reference_product', 'tiles', 'dense_product', 'LocallyConnected', 'SharedFilter', 'Stage',
-           'LCNNetwork', 'pinhole_pixels', 'root_and_offsets', 'LCN', 'build', 'mirrored_cameras', 'doubled',
-           'prepared', 'scoring', 'released_names', 'from_released', 'with_detections', 'build_plain']
+           'acting_weight', 'reference_product', 'tiles', 'dense_product', 'LocallyConnected', 'VisibleBlocks',
+           'SharedFilter', 'Stage', 'LCNNetwork', 'pinhole_pixels', 'root_and_offsets', 'LCN', 'build',
+           'mirrored_cameras', 'doubled', 'prepared', 'scoring', 'released_names', 'from_released', 'with_detections',
+           'build_plain']
 
 # %% ../../nbs/papers/lcn.ipynb #366f28d7
 import weakref
@@ -43,6 +44,7 @@ class Config:
     in_features: int = 2         # 2: x, y; 3: also the detector's confidence
     dropout: float = 0.25        # probability to drop a number of the hidden layers
     max_norm: str = "whole"      # norm of a weight matrix is kept at most one: "whole" (masked entries count), "visible" (only those that act), "none"
+    stored: str = "whole"        # "whole": masked entries are kept and trained as in the released code; "visible": only the weights that act exist (their norm is bounded, or none)
     l2: float = 0.               # weight of half the squared norm of all weights and biases in the loss
     flip: bool = False           # train on the mirrored samples, too: twice the samples, so twice the steps and a smaller last learning rate
     flip_test: bool = False      # average with the un-mirrored answer to the mirrored input, in the space of the network
@@ -51,13 +53,15 @@ class Config:
 
     def __post_init__(self):
         for name, allowed in (("mask", ("fixed", "learnable")), ("init", ("random", "ones", "same")), ("structure", STRUCTURES), ("filters", ("private", "shared")),
-                              ("max_norm", ("whole", "visible", "none")), ("target", ("image", "metric")), ("in_features", (2, 3))):
+                              ("max_norm", ("whole", "visible", "none")), ("stored", ("whole", "visible")), ("target", ("image", "metric")), ("in_features", (2, 3))):
             if getattr(self, name) not in allowed: raise InputError(f"LCN: {name} = {getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")
         for name, least in (("knn", 1), ("blocks", 0), ("channels", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least: raise InputError(f"LCN: {name} = {value!r} must be a whole number of at least {least}")
         if not 0 <= self.dropout < 1: raise InputError(f"LCN: dropout = {self.dropout!r} must be a probability from 0 up to, not including, 1")
         if not self.l2 >= 0: raise InputError(f"LCN: l2 = {self.l2!r} must not be negative")
+        if self.stored == "visible" and (self.max_norm == "whole" or self.mask == "learnable" or self.filters == "shared" or self.structure not in ("hops", "tree", "all", "random")):
+            raise InputError("LCN: stored = 'visible' goes with a fixed mask of zeros and ones, private filters, and max_norm 'visible' or 'none'")
         if self.mask == "learnable" and self.structure not in ("hops", "tree", "all", "random"):
             raise InputError(f"LCN: a learnable mask needs a structure of zeros and ones, not {self.structure!r}; choose hops, tree, all or random")
 
@@ -291,6 +295,52 @@ class LocallyConnected(nn.Module):
         if self._folded[0] != state: self._folded = state, acting_weight(self.weight, mask, self.max_norm)
         return self._folded[1]
 
+# %% ../../nbs/papers/lcn.ipynb #ac8acc88
+class _EdgeProduct(torch.autograd.Function):
+    "y[q] = s * sum of x[p] W[p, q] over the sources p of q; s = 1 / max(1, norm of all W), or one."
+
+    @staticmethod
+    def forward(ctx, x, weight, pairs, bounded):
+        product = x.new_zeros(x.shape[0], x.shape[1], weight.shape[2])
+        for (p, q), block in zip(pairs, weight): product[q].addmm_(x[p], block)
+        scale = torch.linalg.vector_norm(weight).clamp_min(1.).reciprocal() if bounded else None
+        ctx.save_for_backward(x, weight, product, scale)
+        ctx.pairs = pairs
+        return product if scale is None else product * scale
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, product, scale = ctx.saved_tensors
+        scaled, gradient_weight = gradient.contiguous() if scale is None else gradient * scale, torch.empty_like(weight)
+        gradient_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for (p, q), block, found in zip(ctx.pairs, weight, gradient_weight):
+            torch.mm(x[p].mT, scaled[q], out=found)
+            if gradient_x is not None: gradient_x[p].addmm_(scaled[q], block.mT)
+        if scale is not None: gradient_weight.addcmul_(weight, torch.where(scale < 1, torch.dot(scaled.flatten(), product.flatten()) * scale.square(), 0), value=-1)
+        return gradient_x, gradient_weight, None, None
+
+class VisibleBlocks(nn.Module):
+    "A locally connected layer that stores the weights of connected joints only, and works joint by joint."
+
+    def __init__(self, joints: int, inputs: int, outputs: int, mask: Float[Tensor, "j j"], max_norm: str = "visible"): # as `LocallyConnected`; mask: zeros and ones
+        super().__init__()
+        self.joints, self.inputs, self.outputs, self.bounded = joints, inputs, outputs, max_norm != "none"
+        self.pairs = tuple((int(p), int(q)) for p, q in mask.nonzero()) # source, target
+        self.weight = nn.Parameter(truncated_normal_(torch.empty(len(self.pairs), inputs, outputs), joints * inputs)) # the fan-in of the dense matrix, as in the release
+        self.bias = nn.Parameter(truncated_normal_(torch.empty(joints * outputs), joints * outputs))
+
+    def extra_repr(self) -> str: return f"joints={self.joints}, inputs={self.inputs}, outputs={self.outputs}, bounded={self.bounded}, pairs={len(self.pairs)}"
+
+    def whole(self) -> Float[Tensor, "i o"]:
+        "The matrix of `LocallyConnected`, zero where nothing is connected, not bounded; differentiable."
+        source, target = torch.tensor(self.pairs, device=self.weight.device).T
+        blocks = self.weight.new_zeros(self.joints, self.joints, self.inputs, self.outputs).index_put((source, target), self.weight)
+        return blocks.permute(0, 2, 1, 3).reshape(self.joints * self.inputs, -1)
+
+    def forward(self, x: Float[Tensor, "j b i"], mask: Float[Tensor, "j j"]) -> Float[Tensor, "j b o"]:
+        "mask: the one that the layer was made for."
+        return _EdgeProduct.apply(x, self.weight, self.pairs, self.bounded) + self.bias.view(self.joints, 1, self.outputs)
+
 # %% ../../nbs/papers/lcn.ipynb #cbdafd18
 class SharedFilter(nn.Module):
     "A graph convolution: one block of weights and one bias for all joints."
@@ -315,9 +365,10 @@ class Stage(nn.Module):
         super().__init__()
         self.layer = layer
         self.norm = settling(nn.BatchNorm1d(config.channels, eps=1e-3, momentum=0.01))
-        self.activation, self.dropout = nn.LeakyReLU(0.2, inplace=True), FastDropout(config.dropout)
+        self.activation, self.dropout = nn.LeakyReLU(0.2, inplace=True), FastDropout(config.dropout, batch_axis=int(config.stored == "visible"))
 
-    def forward(self, x: Float[Tensor, "b i"], mask: Float[Tensor, "j j"]) -> Float[Tensor, "b o"]:
+    def forward(self, x: Float[Tensor, "..."], mask: Float[Tensor, "j j"]) -> Float[Tensor, "..."]:
+        "x: (b, joints · features), or (joints, b, features) for visible blocks."
         h = self.layer(x, mask)
         return self.dropout(self.activation(self.norm(h.view(-1, self.norm.num_features))).view(h.shape))
 
@@ -330,9 +381,10 @@ class LCNNetwork(nn.Module):
         self.back = [self.order.index(j) for j in range(len(self.order))]
         for name, index in (("_inwards", self.order), ("_outwards", self.back)): self.register_buffer(name, torch.tensor(index), persistent=False)
         matrix = (structure_matrix(config) if matrix is None else matrix)[self.order][:, self.order]
-        joints, kind = len(matrix), LocallyConnected if config.filters == "private" else SharedFilter
+        joints = len(matrix)
+        kind = VisibleBlocks if config.stored == "visible" else LocallyConnected if config.filters == "private" else SharedFilter
         layer = lambda inputs, outputs: kind(joints, inputs, outputs, matrix, config.max_norm)
-        self.skip = config.target == "image"
+        self.skip, self.joint_major = config.target == "image", config.stored == "visible"
         self.structure = Structure(matrix, config)
         self.first = Stage(layer(config.in_features, config.channels), config)
         self.blocks = nn.ModuleList(nn.ModuleList(Stage(layer(config.channels, config.channels), config) for _ in range(2)) for _ in range(config.blocks))
@@ -341,9 +393,11 @@ class LCNNetwork(nn.Module):
     def forward(self, x: Float[Tensor, "b j f"]) -> Float[Tensor, "b j 3"]:
         "From x', y' (and the confidence) to x', y', z'; without the long skip for a metric target."
         mask = self.structure()
-        h = self.first(x.index_select(1, self._inwards).flatten(1), mask)
+        h = x.index_select(1, self._inwards)
+        h = self.first(h.transpose(0, 1).contiguous() if self.joint_major else h.flatten(1), mask)
         for one, two in self.blocks: h = h + two(one(h, mask), mask)
-        y = self.last(h, mask).view(len(x), -1, 3).index_select(1, self._outwards)
+        h = self.last(h, mask)
+        y = (h.transpose(0, 1) if self.joint_major else h.view(len(x), -1, 3)).index_select(1, self._outwards)
         return y + F.pad(x[..., :2], (0, 1)) if self.skip else y
 
 # %% ../../nbs/papers/lcn.ipynb #ba8acd5d
@@ -433,7 +487,7 @@ class LCN(nn.Module):
         "Mean square over all numbers; with the options' penalty on weights and biases (not on the batch norm)."
         with torch.no_grad(): x, wanted = self.network_input(self.exact_pixels(batch), batch), self.wanted(batch)
         loss = F.mse_loss(self.network(x), wanted)
-        if self.config.l2: loss = loss + self.config.l2 * sum(p.square().sum() / 2 for m in self.network.modules() if isinstance(m, (LocallyConnected, SharedFilter)) for p in m.parameters())
+        if self.config.l2: loss = loss + self.config.l2 * sum(p.square().sum() / 2 for m in self.network.modules() if isinstance(m, (LocallyConnected, VisibleBlocks, SharedFilter)) for p in m.parameters())
         return loss
 
     def step(self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -520,7 +574,7 @@ VARIANTS = { # name of a row in the ablation tables -> options
     "learnable": Config(mask="learnable"), "learnable-ones": Config(mask="learnable", init="ones"), "learnable-same": Config(mask="learnable", init="same"),
     "one-block": Config(blocks=1), "two-blocks": Config(blocks=2), "four-blocks": Config(blocks=4), "channels-32": Config(channels=32), "channels-128": Config(channels=128),
     "confidence": Config(in_features=3), "flip": Config(flip=True, flip_test=True), "flip-train": Config(flip=True), "flip-test": Config(flip_test=True), "flip+confidence": Config(flip=True, flip_test=True, in_features=3),
-    "no-dropout": Config(dropout=0.), "no-max-norm": Config(max_norm="none"), "visible-norm": Config(max_norm="visible"),
+    "no-dropout": Config(dropout=0.), "no-max-norm": Config(max_norm="none"), "visible-norm": Config(max_norm="visible"), "visible": Config(max_norm="visible", stored="visible"), "k1-visible": Config(knn=1, max_norm="visible", stored="visible"),
     "standardised": Config(standardised=True), "short-run": Config(standardised=True, dropout=0.1), "metric": Config(target="metric", dropout=0.1), "metric-fcn": Config(target="metric", dropout=0.1, structure="all")}
 
 # %% ../../nbs/papers/lcn.ipynb #e6053b43
@@ -563,7 +617,7 @@ def from_released(
     config: Config = Config(),        # blocks, channels, in_features and knn of the checkpoint
 ) -> LCN:
     "A method with released weights. Raises `InputError` for a name that is missing or unknown, and for another shape."
-    if config.mask != "fixed" or config.filters != "private" or config.target != "image": raise InputError("LCN: released checkpoints have a fixed mask, private filters and the image target; choose such options")
+    if config.mask != "fixed" or config.filters != "private" or config.target != "image" or config.stored != "whole": raise InputError("LCN: released checkpoints have a fixed mask, private filters, whole matrices and the image target; choose such options")
     method, names = LCN(config=config), released_names(config.blocks)
     given = {name.removesuffix(":0"): np.asarray(value) for name, value in arrays.items()}
     for what, odd in (("lacks", sorted(set(names) - set(given))), ("holds the unknown", sorted(set(given) - set(names)))):
@@ -620,4 +674,5 @@ def build_plain(
 CONTESTANTS = { # name -> how it is built, for `benchmarks.ratio_of_variants`; the first one is the measure: no mask, no norm
     "unmasked dense": lambda train: build(train, Config(structure="all", max_norm="none")),
     "k = 3, mask and norm": lambda train: build(train, Config()), "k = 3, as written": lambda train: build_plain(train, Config()),
+    "k = 3, visible": lambda train: build(train, Config(max_norm="visible", stored="visible")), "k = 1, visible": lambda train: build(train, Config(knn=1, max_norm="visible", stored="visible")),
     "k = 1, tiles": lambda train: build(train, Config(knn=1)), "k = 1, dense": lambda train: build_plain(train, Config(knn=1), "dense"), "k = 1, as written": lambda train: build_plain(train, Config(knn=1))}

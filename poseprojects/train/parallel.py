@@ -252,7 +252,7 @@ def launch(
         raise
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise WorkerError(f"process {rank} of {devices.world} died again after {restarts} restarts ({failure.message if isinstance(failure.message, str) else 'its standard error says why'}); the last checkpoint stays") from None
+        raise WorkerError(f"process {rank} of {devices.world} ended too early, {restarts} restarts did not help ({failure.message}); the last checkpoint stays") from None
     except RendezvousError as error:
         if devices.nodes == 1: raise
         raise WorkerError(f"the {devices.nodes} machines did not meet at {devices.rendezvous} ({error}); start the run on all of them with the same arguments") from error
@@ -280,15 +280,14 @@ def _guest() -> Iterator[None]:
     there = threading.current_thread() is threading.main_thread()
     names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
     handlers = {n: signal.getsignal(getattr(signal, n)) for n in names} if there else {}
-    main, environment = sys.modules["__main__"], dict(os.environ)
+    main, signals = sys.modules["__main__"], os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE")
     loggers = {logging.getLogger(n): logging.getLogger(n).level for n in list(logging.root.manager.loggerDict) if n.startswith(("torch.distributed", "torch.multiprocessing"))}
     for logger in loggers: logger.setLevel(logging.CRITICAL)
     sys.modules["__main__"] = ModuleType("__main__")
     try: yield
     finally:
         sys.modules["__main__"] = main
-        for name in set(os.environ) - set(environment): del os.environ[name]
-        os.environ.update(environment)
+        if signals is None: os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)
         for name, handler in handlers.items(): signal.signal(getattr(signal, name), handler)
         for logger, level in loggers.items(): logger.setLevel(level)
 
@@ -314,6 +313,8 @@ def _enter(parcel: tuple, devices: Devices, parent: int) -> dict: # parcel arriv
     except Exception as error:
         if not isinstance(error, LostPeer) and not board.check(["failed"]):
             board.set("failed", json.dumps({"kind": type(error).__name__, "rank": shard.rank, "message": str(error), "traceback": traceback.format_exc()}))
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"): # what the launcher says when it has started them often enough
+            Path(file).write_text(json.dumps({"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": {"timestamp": str(int(time.time()))}}}))
         os._exit(1) # the others may wait for this process; the launcher ends them and starts all again, and then they find the note
     atexit.register(os._exit, 0) # taking the interpreter apart would cost seconds
     return {"value": value, "error": None}
