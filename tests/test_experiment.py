@@ -65,7 +65,8 @@ def test_a_finished_run_is_only_scored_again(places, pack):
 def test_the_release_of_lcn_has_its_own_protocols(places, pack):
     made, names = run(lcn, pack, variant="channels-32", fidelity="release")
     ours = {r.protocol: r for r in read_all(places / "results" / "runs") if r.method == "lcn"}
-    assert set(ours) == {"cmu-lcn-p1", "cmu-lcn-p2", "cmu-lcn-p2-rotation", "cmu-lcn-root-aligned"} and len(names) == 4
+    assert set(ours) == {"cmu-lcn-p1", "cmu-lcn-p2", "cmu-lcn-p2-rotation", "cmu-lcn-root-aligned", "cmu-lcn-p1-last"} and len(names) == 5
+    assert ours["cmu-lcn-p1"].selection == "best-on-test" and ours["cmu-lcn-p1-last"].selection == "last"
     assert all("true box and root depth" in r.protocol_line for r in ours.values())
     # aligning with a reflection allowed cannot be worse than without
     assert ours["cmu-lcn-p2"].metrics["pa_mpjpe_reflected"] <= ours["cmu-lcn-p2-rotation"].metrics["pa_mpjpe"] + 1e-9
@@ -116,7 +117,7 @@ def test_the_detector_is_named_in_the_protocol(places, pack):
 @pytest.mark.parametrize("wrong, sentence", [
     (dict(dataset="cmo"), "dataset 'cmo' is not known"), (dict(plan="long"), "plan 'long' is not known; choose one of paper, quick"), (dict(variant="k9"), "variant 'k9' is not known"),
     (dict(fidelity="exact"), "choose one of paper, release"), (dict(seed=True), "is no seed"), (dict(seed=-1), "is no seed"), (dict(epochs=0), "epochs = 0"), (dict(gpus=99), "this machine has"),
-    (dict(workers=0), "workers"), (dict(also_test="hdm55"), "dataset 'hdm55' is not known")])
+    (dict(workers=0), "workers"), (dict(input_2d="cpn"), "cpn-like"), (dict(epoch=3), "did you mean epochs"), (dict(validation="01", fidelity="release"), "leave one of the two out"), (dict(also_test="hdm55"), "dataset 'hdm55' is not known")])
 def test_wrong_parameters_get_one_sentence_before_data_is_read(wrong, sentence, monkeypatch):
     monkeypatch.setattr(cmu, "load", lambda *a, **k: pytest.fail("data was read"))
     with pytest.raises(InputError, match=sentence) as caught: Experiment(lcn, dict(dataset="cmu") | wrong)

@@ -475,10 +475,10 @@ def test_protocols_of_the_release():
     found = scoring(H36M_P1, Config(), "release")
     for mine, theirs in zip(found, (LCN_P1, LCN_P2, LCN_P2_ROTATION, LCN_ROOT_ALIGNED)):
         same = mine.but(theirs.id, selection=theirs.selection)
-        assert mine.id == theirs.id and mine.selection == "last" and same.but("x", note="") == theirs.but("x", note="") and "true box and root depth" in mine.note
-    assert found[-1].id == "lcn-p1-undamaged" and len(found[-1].exclusions) == 3 and found[0].exclusions == () and len(found) == 5
+        assert mine.id == theirs.id and mine.selection == "best-on-test" and same.but("x", note="") == theirs.but("x", note="") and "true box and root depth" in mine.note
+    assert found[-1].id == "lcn-p1-undamaged" and len(found[-1].exclusions) == 3 and found[0].exclusions == () and len(found) == 6
     others = scoring(synthetic.PROTOCOL, Config(), "release")
-    assert [p.id for p in others] == [f"synthetic-lcn-{n}" for n in ("p1", "p2", "p2-rotation", "root-aligned")] and all(p.subjects == synthetic.PROTOCOL.subjects and p.action_mean for p in others)
+    assert [p.id for p in others] == [f"synthetic-lcn-{n}" for n in ("p1", "p2", "p2-rotation", "root-aligned", "p1-last")] and all(p.subjects == synthetic.PROTOCOL.subjects and p.action_mean for p in others)
     own, = scoring(synthetic.PROTOCOL, Config(), "paper")
     assert own.id == "synthetic" and own.alignment == "root" and "true box and root depth" in own.note and synthetic.PROTOCOL.note in own.note
 

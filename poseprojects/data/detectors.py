@@ -372,8 +372,9 @@ def with_input(
     seed: int = 0,       # of the detector
 ) -> PoseSet: # the set itself for "gt"; otherwise detected once and opened from the cache
     "A set with the 2D input of that name; what a source's `load` ends with. Raises `InputError` as `detect`."
-    if require_input(input_2d) == "gt": return poses
-    if poses.input_2d != "gt": return detect(poses, input_2d, seed) # which says why not
+    require_input(input_2d)
+    if poses.input_2d != "gt": raise InputError(f"{poses.name}: its 2D input is {poses.input_2d!r} already, expected 'gt': a detection is neither exact again nor detected again")
+    if input_2d == "gt": return poses
     return cached(f"{re.sub('[^A-Za-z0-9]+', '-', poses.name)}-{input_2d}", {"recipe": "detector"} | _recipe(poses, DETECTORS[input_2d], int(seed)), lambda: detect(poses, input_2d, seed))
 
 # %% ../../nbs/data/detectors.ipynb #70b8c34d

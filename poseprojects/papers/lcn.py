@@ -6,22 +6,23 @@
 __all__ = ['STRUCTURES', 'TIES', 'ORDER', 'PLANS', 'STEP_SCHEDULE', 'DEFAULT_VARIANT', 'VARIANTS', 'KNOWN_DEPTH', 'CONTESTANTS',
            'Config', 'edges', 'random_edges', 'adjacency', 'neighbourhood', 'structure_matrix', 'Structure',
            'acting_weight', 'reference_product', 'tiles', 'dense_product', 'LocallyConnected', 'VisibleBlocks',
-           'SharedFilter', 'Stage', 'LCNNetwork', 'pinhole_pixels', 'root_and_offsets', 'LCN', 'build',
-           'mirrored_cameras', 'doubled', 'prepared', 'scoring', 'released_names', 'from_released', 'with_detections',
-           'build_plain']
+           'SharedFilter', 'Stage', 'LCNNetwork', 'pinhole_pixels', 'root_and_offsets', 'LCN', 'build', 'doubled',
+           'prepared', 'scoring', 'released_names', 'from_released', 'with_detections', 'build_plain']
 
 # %% ../../nbs/papers/lcn.ipynb #366f28d7
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Callable, Mapping, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..camera import Cameras, Standardizer, intrinsic_normalize, lcn_decode, lcn_encode, lcn_scale, lcn_unscale, metric_box, undistort
+from ..camera import Cameras, Standardizer, intrinsic_normalize, lcn_decode, lcn_encode, lcn_scale, lcn_unscale, metric_box, mirrored_cameras, undistort
 from ..data.base import PoseSet, clip_bounds
 from .blocks import FastDropout, settling, truncated_normal_
 from ..protocol import H36M_DAMAGED, LCN as LCN_P1, LCN_P2, LCN_P2_ROTATION, LCN_ROOT_ALIGNED, Protocol
@@ -44,7 +45,7 @@ class Config:
     in_features: int = 2         # 2: x, y; 3: also the detector's confidence
     dropout: float = 0.25        # probability to drop a number of the hidden layers
     max_norm: str = "whole"      # norm of a weight matrix is kept at most one: "whole" (masked entries count), "visible" (only those that act), "none"
-    stored: str = "whole"        # "whole": masked entries are kept and trained as in the released code; "visible": only the weights that act exist (their norm is bounded, or none)
+    stored: str = field(default="whole", metadata={"neutral": "whole"}) # "whole": masked entries are kept and trained as in the released code; "visible": only the weights that act exist (their norm is bounded, or none)
     l2: float = 0.               # weight of half the squared norm of all weights and biases in the loss
     flip: bool = False           # train on the mirrored samples, too: twice the samples, so twice the steps and a smaller last learning rate
     flip_test: bool = False      # average with the un-mirrored answer to the mirrored input, in the space of the network
@@ -145,6 +146,13 @@ class Structure(nn.Module):
             self.logits = nn.Parameter(start)
         else: self.logits = None
 
+    def _load_from_state_dict(self, state: dict, prefix: str, *more) -> None:
+        "Raises `InputError` for the weights of another structure, whose tiles are not those of this network."
+        given = state.get(f"{prefix}matrix")
+        if given is not None and (given.shape != self.matrix.shape or not torch.equal(given.cpu() != 0, self.matrix.cpu() != 0)):
+            raise InputError("LCN: these weights belong to another structure of neighbours; build the method with their options (structure, knn) first")
+        super()._load_from_state_dict(state, prefix, *more)
+
     def forward(self) -> Float[Tensor, "j j"]:
         "The gates; row: source, column: target."
         return self.matrix if self.logits is None else self.logits.softmax(0) * (self.matrix != 0)
@@ -209,6 +217,7 @@ class _TiledProduct(torch.autograd.Function):
         return product + bias if scale is None else torch.addcmul(bias, product, scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         x, weight, product, scale = ctx.saved_tensors
         if scale is None: scaled, gradient_weight = gradient.contiguous(), torch.zeros_like(weight)
@@ -258,7 +267,7 @@ class LocallyConnected(nn.Module):
         self.binary, self.full = bool(((mask == 0) | (mask == 1)).all()), bool((mask == 1).all())
         self.cuts = tuple((a * inputs, b * inputs, c * outputs, d * outputs) for a, b, c, d in tiles(mask))
         self.formulation: str | None = None
-        self._folded: tuple = (None, None)
+        self._folded: tuple = (None, None, None) # the mask, the state of the weights, and the matrix that they make
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -279,21 +288,28 @@ class LocallyConnected(nn.Module):
         formulation = self.formulation or self.chosen(mask)
         if formulation == "reference": return reference_product(x, self.weight, self.bias, mask, self.max_norm)
         if not self.training and not torch.is_grad_enabled(): return torch.addmm(self.bias, x, self.folded(mask))
-        self._folded = None, None # a step may follow, and a fused optimiser does not count up the version of what it changes
+        self._folded = None, None, None
         if formulation == "unmasked": return torch.addmm(self.bias, x, self.weight)
         if formulation == "tiles": return _TiledProduct.apply(x, self.weight, self.bias, self.cuts, self.max_norm)
         return dense_product(x, self.weight, self.bias, mask, self.max_norm)
 
     def train(self, mode: bool = True) -> "LocallyConnected":
         "Forgets the folded matrix."
-        self._folded = None, None
+        self._folded = None, None, None
         return super().train(mode)
 
     def folded(self, mask: Float[Tensor, "j j"]) -> Float[Tensor, "i o"]:
-        "The matrix that acts, norm and mask applied; kept until weights or mask change."
-        state = tuple((t.data_ptr(), t._version) for t in (self.weight, mask))
-        if self._folded[0] != state: self._folded = state, acting_weight(self.weight, mask, self.max_norm)
-        return self._folded[1]
+        "The matrix that acts, norm and mask applied; kept until an optimiser steps, weights change or another mask comes, as a learnt one does every time. After a change through `.data` call `train` or `eval`."
+        if mask.is_inference(): return acting_weight(self.weight, mask, self.max_norm) # learnt gates in inference mode have no version
+        state = _STEPS[0], self.weight.data_ptr(), self.weight._version, mask._version
+        if self._folded[0] is not mask or self._folded[1] != state: self._folded = mask, state, acting_weight(self.weight, mask, self.max_norm)
+        return self._folded[2]
+
+_STEPS = [0] # of all optimisers of this process: a fused one does not count up the version of what it changes
+
+def _count_step(*_) -> None: _STEPS[0] += 1
+
+register_optimizer_step_post_hook(_count_step)
 
 # %% ../../nbs/papers/lcn.ipynb #ac8acc88
 class _EdgeProduct(torch.autograd.Function):
@@ -309,6 +325,7 @@ class _EdgeProduct(torch.autograd.Function):
         return product if scale is None else product * scale
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         x, weight, product, scale = ctx.saved_tensors
         scaled, gradient_weight = gradient.contiguous() if scale is None else gradient * scale, torch.empty_like(weight)
@@ -536,13 +553,6 @@ def build(
     return LCN.from_data(train, config)
 
 # %% ../../nbs/papers/lcn.ipynb #ed53dbd4
-def mirrored_cameras(cameras: Cameras) -> Cameras: # the same number, with "-mirrored" after their names
-    "Cameras that see the mirrored world as these see the world, left and right of the image exchanged."
-    c, flip = cameras, cameras.rotation.new_tensor([-1., 1., 1.])
-    intrinsics = torch.stack([c.intrinsics[:, 0], c.intrinsics[:, 1], c.resolution[:, 0] - c.intrinsics[:, 2], c.intrinsics[:, 3]], 1)
-    lens = c.distortion * c.distortion.new_tensor([1., 1., 1., -1., 1.]) # the first tangential term is odd in x
-    return Cameras(tuple(f"{n}-mirrored" for n in c.names), intrinsics, lens, flip[:, None] * c.rotation * flip, c.translation * flip, c.resolution)
-
 def doubled(poses: PoseSet) -> PoseSet: # 2 N samples, the mirrored ones last
     "A set and its mirror image about the middle of the images, left and right exchanged."
     cameras, other = poses.cameras, mirrored_cameras(poses.cameras)
@@ -585,7 +595,7 @@ def scoring(
     config: Config,          # of the method
     fidelity: str = "paper", # "paper": the data set's own protocol; "release": the method's own evaluation on that data set
 ) -> tuple[Protocol, ...]: # headline first
-    """The protocols of a run. The released evaluation chose the checkpoint by the test error; here the last one is scored, whatever the protocol.
+    """The protocols of a run. The released evaluation chose the checkpoint by the test error, so its protocols say `best-on-test`; "p1-last" is the honest one.
 
     For Human3.6M the release's protocols agree with `protocol.LCN` and its companions in all that a score depends on, and the first comes again without the damaged clips."""
     if config.target == "metric": return (protocol,) # an ordinary root-relative lifter
@@ -594,9 +604,9 @@ def scoring(
     human36m = protocol.subjects == LCN_P1.subjects # the release leaves nothing out there
     own = protocol.but("lcn", exclusions=(), note="") if human36m else protocol
     name = lambda suffix: f"lcn-{suffix}" if human36m else f"{protocol.id}-lcn-{suffix}"
-    first = own.but(name("p1"), alignment="none", reflection=True, action_mean=True, headline="mpjpe", note=note(own))
+    first = own.but(name("p1"), alignment="none", reflection=True, action_mean=True, headline="mpjpe", selection="best-on-test", note=note(own))
     rest = (first.but(name("p2"), headline="pa_mpjpe_reflected", note=note(own, "reflections let through")), first.but(name("p2-rotation"), headline="pa_mpjpe", reflection=False),
-            first.but(name("root-aligned"), alignment="root", reflection=False))
+            first.but(name("root-aligned"), alignment="root", reflection=False), first.but(name("p1-last"), selection="last"))
     return (first, *rest) + ((first.but(name("p1-undamaged"), exclusions=H36M_DAMAGED),) if human36m else ())
 
 # %% ../../nbs/papers/lcn.ipynb #716cc852
@@ -628,6 +638,8 @@ def from_released(
         if value.shape != state[ours].shape: raise InputError(f"LCN checkpoint: {theirs} has shape {tuple(value.shape)}, but these options need {tuple(state[ours].shape)}; check blocks, channels and in_features")
         if not bool(value.isfinite().all()): raise InputError(f"LCN checkpoint: {theirs} holds NaN or infinity; give the arrays as they were trained")
         state[ours] = value if ".norm." in ours else _reordered(value, method.network.order)
+    for name in state:
+        if name.endswith("num_batches_tracked"): state[name] = torch.tensor(1_000_000) # the statistics are settled; further training moves them by the momentum
     method.load_state_dict(state)
     return method
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..camera import Cameras
+from ..camera import Cameras, mirrored_cameras
 from ..data.base import PoseSet, clip_bounds, open_set, save, window_index
 from ..protocol import Protocol
 from ..skeleton import mirror
@@ -134,8 +134,9 @@ class Batch:
         return values if self.shard.world == 1 else values[self.shard.rows(whole)]
 
     def mirrored(self) -> "Batch":
-        "The same samples as seen in a mirror: 2D flipped about the image's middle, left and right exchanged; for flip averaging."
-        other = Batch(self.poses, self.index, self.clock, self.window, self.causal, self.bounds, shard=self.shard)
+        "The same samples as seen in a mirror: 2D flipped about the image's middle, left and right exchanged, by the mirrored camera; for flip averaging."
+        other = Batch(self.poses, self.index, self.clock, self.window, self.causal, self.bounds, self.others, self.shard)
+        other.camera = mirrored_cameras(self.camera)
         width = self.camera.resolution[:, 0].to(self.pose_2d.dtype).reshape(-1, *[1] * (self.pose_2d.ndim - 2))
         flipped = mirror(self.pose_2d, self.poses.skeleton)
         other.pose_2d = torch.stack([flipped[..., 0] + width, flipped[..., 1]], -1)
@@ -212,12 +213,19 @@ def run_identity(method: nn.Module, streams: Mapping[str, PoseSet], plan: Plan, 
     return {"method": type(method).__name__, "config": repr(getattr(method, "config", "")), "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16],
             "plan": json.loads(json.dumps(asdict(plan))), "seed": seed, "data": [[n, p.fingerprint] for n, p in streams.items()]}
 
+def _differing(a: str, b: str, length: int = 80) -> tuple[str, str]:
+    "Two texts from the word on in which they begin to differ."
+    same = len(os.path.commonprefix([a, b]))
+    start = max(a.rfind(" ", 0, same), 0)
+    return a[start:start + length].strip(), b[start:start + length].strip()
+
 def _refuse_other_run(found: dict, wanted: dict, path: Path) -> None:
     "Raises `InputError` that names the first thing in which two runs differ."
     if not isinstance(found, dict) or not found: raise InputError(f"{path}: is no checkpoint of a run; choose another out_dir, or resume=False to start over")
     for key in wanted:
         if found.get(key) != wanted[key]:
-            raise InputError(f"{path}: belongs to a run with another {key} ({str(found.get(key))[:80]} there, {str(wanted[key])[:80]} now); "
+            there, now = _differing(str(found.get(key)), str(wanted[key]))
+            raise InputError(f"{path}: belongs to a run with another {key} ({there} there, {now} now); "
                              f"choose another out_dir, or resume=False to start over")
 
 # %% ../../nbs/train/engine.ipynb #355f29eb
