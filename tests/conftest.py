@@ -1,9 +1,14 @@
 """Shared fixtures: real sample data that must be there in CI, and a cache of their own for tests that write one."""
 import os
+import signal
 
 import pytest
 
 from poseprojects.storage import shared_data
+
+
+# a test run that was started in the background has SIGINT ignored, and so would have every process that a test starts
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def real_data(name: str):
