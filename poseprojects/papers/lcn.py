@@ -472,6 +472,13 @@ class LCN(nn.Module):
 
     def __getstate__(self) -> dict: return self.__dict__ | {"_lens": (None, False)} # another process asks again
 
+    @property
+    def acting_share(self) -> float:
+        "Of the stored weights of the layers, those that a mask lets through."
+        stored = sum(m.weight.numel() for m in self.network.modules() if isinstance(m, LocallyConnected))
+        hidden = sum(int((self.network.structure.matrix == 0).sum()) * m.inputs * m.outputs for m in self.network.modules() if isinstance(m, LocallyConnected))
+        return 1 - hidden / stored if stored else 1.
+
     def exact_pixels(self, batch: Batch) -> Float[Tensor, "b j 2"]: # px
         "The 2D of a batch; ground truth without the lens' distortion, where there is one."
         if self.config.target == "metric" or batch.poses.input_2d != "gt": return batch.pose_2d
