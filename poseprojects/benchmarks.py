@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Samples', 'plain_loop', 'bare_steps', 'Timed', 'trainer_block', 'seconds_per_step', 'formulated', 'operations',
-           'launches', 'benchmark', 'ratio_of_variants', 'write_figures', 'measure', 'main', 'as_tables']
+           'launches', 'benchmark', 'ratio_of_variants', 'lcn_forms', 'write_figures', 'measure', 'main', 'as_tables']
 
 # %% ../nbs/benchmarks.ipynb #c0660adf
 import itertools, json, time
@@ -132,7 +132,7 @@ def benchmark(
     steps: int = 10,        # steps of a block
     blocks: int = 7,        # blocks; the median counts
     device: torch.device = torch.device("cpu"),
-    loader_workers: Sequence[int] = (0, 2), # DataLoader processes of the plain loops
+    loader_workers: Sequence[int] = (2,), # DataLoader processes of further plain loops
 ) -> dict: # one row of the table
     "Steps per second of trainer, plain loops and bare step of a paper's main variant, taken in turns."
     module = import_module(f"poseprojects.papers.{paper}")
@@ -140,8 +140,7 @@ def benchmark(
     def fresh(formulation: str | None = None) -> nn.Module:
         seed_everything(0)
         return formulated(module.build(few, config), formulation).to(device).train()
-    rivals = {f"plain loop, {n} workers" if n else "plain loop": plain_loop(fresh("reference"), train, size, device, n) for n in loader_workers}
-    rivals["bare step"] = bare_steps(fresh(), few, size, device)
+    rivals = {"plain loop": plain_loop(fresh("reference"), train, size, device), "bare step": bare_steps(fresh(), few, size, device)}
     if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
     for rival in rivals.values(): seconds_per_step(rival, steps, device) # warm-up
     trainer_block(fresh(), few, size, steps, device)
@@ -151,6 +150,11 @@ def benchmark(
         whole, outside = trainer_block(fresh(), few, size, steps, device)
         times["trainer"].append(whole); own.append(outside)
         limit.append(matmul_rate(device, repeats=1))
+    for n in loader_workers: # by themselves: their processes go on fetching after a block, at the cost of whoever comes next
+        name = f"plain loop, {n} workers"
+        rivals[name] = plain_loop(fresh("reference"), train, size, device, n)
+        seconds_per_step(rivals[name], steps, device)
+        times[name] = [seconds_per_step(rivals[name], steps, device) for _ in range(blocks)]
     for rival in rivals.values(): rival.close()
     counted, rate = operations(fresh(), few, size, device), {name: size / median(values) for name, values in times.items()}
     row = {"method": paper, "batch_size": size, "samples_per_second": {name: round(value) for name, value in rate.items()},
@@ -182,6 +186,14 @@ def ratio_of_variants(
     first = next(iter(builds))
     return {name: round(median(r[name] / r[first] for r in rounds), 3) for name in builds}
 
+def lcn_forms() -> dict[str, Callable[[PoseSet], nn.Module]]: # contestants of `ratio_of_variants`; the first one is the measure: no mask, no norm
+    "LCN as an unmasked dense network, with mask and norm, with the weights that act only, and with its nearest neighbours only."
+    from poseprojects.papers import lcn
+    form = lambda formulation=None, **options: lambda few: formulated(lcn.build(few, lcn.Config(**options)), formulation)
+    visible = dict(max_norm="visible", stored="visible")
+    return {"unmasked dense": form(structure="all", max_norm="none"), "k = 3, mask and norm": form(), "k = 3, as written": form("reference"), "k = 3, visible": form(**visible),
+            "k = 1, visible": form(knn=1, **visible), "k = 1, tiles": form(knn=1), "k = 1, dense": form("dense", knn=1), "k = 1, as written": form("reference", knn=1)}
+
 def write_figures(
     figures: dict,        # of this page
     device: torch.device,
@@ -205,7 +217,7 @@ def measure(
         rows.append(benchmark(paper, train, size, steps, blocks, device)); show(rows[-1])
     if "lcn" in methods:
         for size in batch_sizes:
-            forms.append({"batch_size": size, "time_over_dense": ratio_of_variants(import_module("poseprojects.papers.lcn").CONTESTANTS, train, size, steps, blocks, device)}); show(forms[-1])
+            forms.append({"batch_size": size, "time_over_dense": ratio_of_variants(lcn_forms(), train, size, steps, blocks, device)}); show(forms[-1])
     return {"what": "training steps; operations counted by torch in one step; ratios are medians over blocks that take turns", "rows": rows, "lcn_forms": forms,
             "samples": len(train), "bytes_of_data": sum(t.numel() * t.element_size() for t in train.tensors().values()), "steps_per_block": steps, "blocks": blocks}
 
@@ -220,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = choose_devices(given.gpus).main
     if given.threads: torch.set_num_threads(given.threads)
     figures = measure(given.methods.split(","), [int(size) for size in given.batch_sizes.split(",")], given.steps, given.blocks, given.samples, device)
-    command = f"python -m poseprojects.benchmarks --gpus {given.gpus} --methods {given.methods} --batch-sizes {given.batch_sizes}"
+    command = " ".join(["python -m poseprojects.benchmarks", *(f"--{name.replace('_', '-')} {value}" for name, value in vars(given).items() if value is not None)])
     print(write_figures(figures | {"command": command}, device).name)
 
 # %% ../nbs/benchmarks.ipynb #1f53c486

@@ -126,11 +126,11 @@ class Experiment:
 
     def scoring(self, protocol: Protocol) -> tuple[Protocol, ...]: # protocol: of a data set
         "The protocols under which a data set is scored, headline first."
-        protocol = self.honest(protocol)
+        protocol = self.with_named_input(protocol)
         return self.paper.scoring(protocol, self.config, self.given.fidelity) if hasattr(self.paper, "scoring") else (protocol,)
 
-    def honest(self, protocol: Protocol) -> Protocol: # of a data set
-        "The protocol with the 2D input that is really used in its note."
+    def with_named_input(self, protocol: Protocol) -> Protocol: # of a data set
+        "The protocol whose note names the detector model, where the 2D is not the true one."
         return protocol if self.given.input_2d == "gt" else protocol.but(protocol.id, note=protocol.note.replace("true 2D", f"2D of the detector model {self.given.input_2d}"))
 
     def load(self) -> tuple[PoseSet, PoseSet]: # training and test set
@@ -151,7 +151,7 @@ class Experiment:
     def trivial(self, test: PoseSet | None = None, name: str | None = None) -> dict[str, dict]: # predictor -> scores
         "What predictors score, and are recorded with, that have learnt nothing: the errors to beat. Without arguments on the experiment's own test set."
         test, name = (self.test, self.given.dataset) if test is None else (test, name)
-        protocol, found = self.honest(source(name).PROTOCOL), {}
+        protocol, found = self.with_named_input(source(name).PROTOCOL), {}
         for label, predictor in (("mean pose", MeanPose(self.loaded)), ("constant depth", ConstantDepth())):
             found[label] = evaluate(predictor, test, protocol, self.device)
             if self.held is None: self._write(name, test, protocol, found[label], label.replace(" ", "_"))
@@ -159,7 +159,7 @@ class Experiment:
 
     @property
     def main(self) -> bool:
-        "Whether this machine is the one of several that writes records; before the run all are."
+        "Whether this machine is the one of several that writes records; which one that is is known after `fit`, so before it none of several is."
         return self.history.main if hasattr(self, "history") else self.devices.nodes == 1
 
     def build(self) -> nn.Module:

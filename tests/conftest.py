@@ -3,8 +3,11 @@ import os
 import signal
 
 import pytest
+import torch
 
+from poseprojects.data import synthetic
 from poseprojects.storage import shared_data
+from poseprojects.train.engine import Batch
 
 
 # a test run that was started in the background has SIGINT ignored, and so would have every process that a test starts
@@ -34,6 +37,40 @@ def cmu_root(): return real_data("cmu")
 
 @pytest.fixture(scope="session")
 def hdm05_root(): return real_data("hdm05")
+
+
+@pytest.fixture(scope="module")
+def train():
+    "A small training set of the embedded data."
+    return synthetic.load("train", samples=8000)
+
+
+@pytest.fixture(scope="module")
+def test():
+    "Its test set."
+    return synthetic.load("test", samples=8000)
+
+
+def some(poses, n=64):
+    "n samples from all over a set."
+    return Batch(poses, torch.arange(0, len(poses), len(poses) // n)[:n])
+
+
+@pytest.fixture
+def one_thread():
+    "Bits and times that do not depend on the number of cores."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def fresh_cache(tmp_path_factory):
+    "A cache that holds nothing from before."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POSEPROJECTS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -19,11 +19,7 @@ from mocap_pack import SUBJECT, make_pack
 QUIET = dict(noise=0., tail=0., clip_bias=0., bias=0., swap_rate=0.)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSEPROJECTS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 @pytest.fixture(scope="module")

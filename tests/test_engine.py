@@ -19,18 +19,7 @@ from poseprojects.train.evaluation import evaluate
 from poseprojects.train.schedules import Clock, Schedule
 
 
-@pytest.fixture(scope="module")
-def train(): return synthetic.load("train", samples=8000)
-
-@pytest.fixture(scope="module")
-def test(): return synthetic.load("test", samples=8000)
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAN = Plan("small", epochs=3, batch_size=128, learning_rate=1e-3, schedule=Schedule("cosine"))
 

@@ -78,6 +78,7 @@ def test_two_processes_give_the_record_of_one(places, pack):
     two = Experiment(lcn, dict(dataset="cmu", data_root=str(pack), plan="quick", epochs=1, batch_size=64, variant="channels-32", workers=2, out_dir=str(places / "two")))
     two.load(); two.build(); two.fit()
     assert two.evaluate()["mpjpe"] == pytest.approx(alone, rel=5e-3)
+    assert len(one.history.first_losses) == len(two.history.first_losses) == 20
     for a, b in zip(one.history.first_losses, two.history.first_losses): assert a["mse"] == pytest.approx(b["mse"], abs=1e-4)
 
 

@@ -11,7 +11,8 @@ from poseprojects.camera import lcn_decode, lcn_encode, lcn_scale, lcn_unscale
 from poseprojects.data import synthetic
 from poseprojects.papers import lcn
 from poseprojects.papers.blocks import BoundedLinear, FastDropout
-from poseprojects.papers.lcn import (LCN, ORDER, PLANS, STEP_SCHEDULE, VARIANTS, Config, LCNNetwork, LocallyConnected, SharedFilter, Structure, acting_weight, build, build_plain,
+from poseprojects.benchmarks import formulated
+from poseprojects.papers.lcn import (LCN, ORDER, PLANS, STEP_SCHEDULE, VARIANTS, Config, LCNNetwork, LocallyConnected, SharedFilter, Structure, acting_weight, build,
                                      doubled, edges, from_released, neighbourhood, prepared, random_edges, reference_product, released_names, scoring, structure_matrix, tiles, with_detections)
 from poseprojects.protocol import H36M_P1, LCN as LCN_P1, LCN_P2, LCN_P2_ROTATION, LCN_ROOT_ALIGNED
 from poseprojects.skeleton import H36M16, H36M17, convert, mirror
@@ -19,24 +20,13 @@ from poseprojects.storage import InputError
 from poseprojects.train.checkpoints import seed_everything
 from poseprojects.train.engine import Batch, Plan, fit
 from poseprojects.train.evaluation import ConstantDepth, MeanPose, evaluate, evaluating
+from conftest import some
 from poseprojects.train.schedules import Clock, Schedule
 
 SMALL = Config(channels=16, blocks=1)
 
-@pytest.fixture(scope="module")
-def train(): return synthetic.load("train", samples=8000)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-@pytest.fixture(scope="module")
-def test(): return synthetic.load("test", samples=8000)
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-def some(poses, n=64): return Batch(poses, torch.arange(0, len(poses), len(poses) // n)[:n])
 
 def randomised(method):
     "Other numbers in everything that starts at zero or one, so that no mistake cancels."
@@ -539,13 +529,36 @@ def test_detections_must_belong_to_the_frames(test):
     one[clip] += 400 # a single recording is enough
     with pytest.raises(InputError, match=f"{test.cameras.names[last]} lie .* body sizes"): with_detections(test, one, sure, "noise")
 
+# ---------------------------------------------------------------- only the weights that act
+
+@pytest.mark.parametrize("options", [dict(knn=1), dict(knn=3, in_features=3), dict(structure="tree", knn=2, standardised=True)])
+def test_the_weights_that_act_alone_make_the_same_network(train, options):
+    "Given the visible entries of the stored matrices, loss and gradients are those of the network that also stores the masked ones."
+    config = replace(SMALL, dropout=0., max_norm="visible", **options)
+    whole, packed = build(train, config), build(train, replace(config, stored="visible"))
+    state, mask = whole.state_dict(), whole.network.structure.matrix
+    def blocks(matrix): return matrix.unflatten(0, (17, -1)).unflatten(2, (17, -1)).permute(0, 2, 1, 3)[mask != 0]
+    packed.load_state_dict({n: blocks(v) if n.endswith("weight") and v.ndim == 2 else v for n, v in state.items()})
+    batch = some(train)
+    for method in (whole, packed): method.train().loss(batch).backward()
+    ours, theirs = dict(packed.named_parameters()), dict(whole.named_parameters())
+    assert float(packed.loss(batch).detach()) == pytest.approx(float(whole.loss(batch).detach()), rel=1e-5) and ours.keys() == theirs.keys()
+    for name, p in theirs.items():
+        wanted = blocks(p.grad) if name.endswith("weight") and p.ndim == 2 else p.grad
+        assert torch.allclose(ours[name].grad, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()) + 1e-9), name
+    assert sum(p.numel() for p in ours.values()) < sum(p.numel() for p in theirs.values())
+
+@pytest.mark.parametrize("wrong", [dict(max_norm="whole"), dict(mask="learnable"), dict(filters="shared"), dict(structure="laplacian")])
+def test_what_cannot_be_stored_as_visible_blocks_is_refused(wrong):
+    with pytest.raises(InputError, match="stored = 'visible' goes with"): Config(**({"stored": "visible", "max_norm": "visible"} | wrong))
+
 # ---------------------------------------------------------------- training
 
 def test_the_fast_network_trains_like_the_literal_one(train):
     "Twenty steps of the same numbers: losses agree to rounding."
     def losses(formulation):
         seed_everything(0)
-        method = build_plain(train, Config(channels=16, blocks=1, knn=2), formulation)
+        method = formulated(build(train, Config(channels=16, blocks=1, knn=2)), formulation)
         return [row["mse"] for row in fit(method, train, Plan("short", 1, 64, 1e-3), trace=20).first_losses]
     fast, literal = losses("tiles"), losses("reference")
     assert len(fast) == 20 and fast == pytest.approx(literal, rel=2e-3) and fast != [fast[0]] * 20

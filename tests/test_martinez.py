@@ -19,23 +19,12 @@ from poseprojects.storage import InputError, project_root
 from poseprojects.train.checkpoints import load_checkpoint, seed_everything
 from poseprojects.train.engine import Batch, Plan, fit
 from poseprojects.train.evaluation import ConstantDepth, MeanPose, evaluate, evaluating, hypotheses
+from conftest import some
 from poseprojects.train.schedules import Clock, Schedule
 
 
-@pytest.fixture(scope="module")
-def train(): return synthetic.load("train", samples=8000)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-@pytest.fixture(scope="module")
-def test(): return synthetic.load("test", samples=8000)
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-def some(poses, n=64): return Batch(poses, torch.arange(0, len(poses), len(poses) // n)[:n])
 
 READ = ("pelvis right_hip right_knee right_ankle left_hip left_knee left_ankle spine thorax head "
         "left_shoulder left_elbow left_wrist right_shoulder right_elbow right_wrist").split()

@@ -263,6 +263,7 @@ def alive(pid):
     except OSError: return False
 
 @pytest.mark.slow
+# whether a process lives is read from its state file in /proc, which other systems do not have
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_survives_its_parent(tmp_path, how):
@@ -334,6 +335,7 @@ def test_a_single_device_needs_no_launcher(train, monkeypatch):
 
 # ---------------------------------------------------------------- GPUs
 
+# the exchange between GPUs (NCCL) cannot be imitated on a CPU, and one device exchanges nothing
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs here")
@@ -347,6 +349,7 @@ def test_two_gpus_are_one(train, test):
         method.cpu()
     assert_close_run(*runs, test)
 
+# launcher and NCCL start-up on one real device: NCCL has no CPU form
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..camera import Cameras, Standardizer, project
 from ..data.base import PoseSet
-from .blocks import BoundedLinear, settling
+from .blocks import BoundedLinear, adam_of_tensorflow, descend, settling
 from ..protocol import Protocol
 from ..skeleton import MARTINEZ_2D, MARTINEZ_3D, Skeleton, mirror
 from ..storage import InputError
@@ -161,8 +161,7 @@ class Martinez(nn.Module):
 
     def optimizers(self, plan: Plan) -> dict[str, Scheduled]:
         "Adam with the defaults of TensorFlow 1, and the plan's schedule."
-        adam = torch.optim.Adam(self.network.parameters(), plan.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
-        return {"lifter": Scheduled(adam, plan.schedule)}
+        return {"lifter": adam_of_tensorflow(self.network, plan)}
 
     def step(self, batch: Batch, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
         "One step of least squares on the standardised numbers."
@@ -170,9 +169,7 @@ class Martinez(nn.Module):
             pose_2d, target = self.augmented(batch)
             wanted = self.output_statistics(self.desired(target, batch).flatten(1))
         loss = F.mse_loss(self(pose_2d), wanted)
-        optimizers["lifter"].zero_grad(set_to_none=True)
-        loss.backward()
-        optimizers["lifter"].step()
+        descend(loss, optimizers["lifter"])
         return {"mse": loss}
 
     def predict(self, batch: Batch) -> Float[Tensor, "b 1 j 3"]: # metres, camera frame, relative to the pelvis
