@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Samples', 'plain_loop', 'bare_steps', 'Timed', 'trainer_block', 'seconds_per_step', 'formulated', 'operations',
-           'launches', 'benchmark', 'ratio_of_variants', 'lcn_forms', 'write_figures', 'measure', 'main', 'as_tables']
+           'launches', 'benchmark', 'time_ratios', 'ratio_of_variants', 'lcn_forms', 'lcn_layers', 'write_figures',
+           'measure', 'main', 'as_tables']
 
 # %% ../nbs/benchmarks.ipynb #c0660adf
 import itertools, json, time
@@ -167,6 +168,16 @@ def benchmark(
     return row
 
 # %% ../nbs/benchmarks.ipynb #98b5ff06
+def time_ratios(
+    rivals: dict[str, Iterator[None]], # by name; the first one is the measure
+    steps: int, blocks: int, device: torch.device,
+) -> dict[str, float]: # time of a step over the first one's
+    "Block by block in turns; the median of the ratios within a round."
+    for rival in rivals.values(): seconds_per_step(rival, steps, device) # warm-up
+    rounds = [{name: seconds_per_step(rival, steps, device) for name, rival in rivals.items()} for _ in range(blocks)]
+    first = next(iter(rivals))
+    return {name: round(median(r[name] / r[first] for r in rounds), 3) for name in rivals}
+
 def ratio_of_variants(
     builds: dict[str, Callable[[PoseSet], nn.Module]], # contestants by name; the first one is the measure
     train: PoseSet,
@@ -175,16 +186,13 @@ def ratio_of_variants(
     blocks: int = 7,
     device: torch.device = torch.device("cpu"),
 ) -> dict[str, float]: # time of a step over the first one's
-    "Training steps of several networks, block by block in turns; the median of the ratios within a round."
+    "Training steps of several networks."
     few = train.select(torch.arange(min(len(train), max(8000, 5 * size))))
     rivals = {}
     for name, build in builds.items():
         seed_everything(0)
         rivals[name] = bare_steps(build(few).to(device).train(), few, size, device)
-        seconds_per_step(rivals[name], steps, device) # warm-up
-    rounds = [{name: seconds_per_step(rival, steps, device) for name, rival in rivals.items()} for _ in range(blocks)]
-    first = next(iter(builds))
-    return {name: round(median(r[name] / r[first] for r in rounds), 3) for name in builds}
+    return time_ratios(rivals, steps, blocks, device)
 
 def lcn_forms() -> dict[str, Callable[[PoseSet], nn.Module]]: # contestants of `ratio_of_variants`; the first one is the measure: no mask, no norm
     "LCN as an unmasked dense network, with mask and norm, with the weights that act only, and with its nearest neighbours only."
@@ -193,6 +201,21 @@ def lcn_forms() -> dict[str, Callable[[PoseSet], nn.Module]]: # contestants of `
     visible = dict(max_norm="visible", stored="visible")
     return {"unmasked dense": form(structure="all", max_norm="none"), "k = 3, mask and norm": form(), "k = 3, as written": form("reference"), "k = 3, visible": form(**visible),
             "k = 1, visible": form(knn=1, **visible), "k = 1, tiles": form(knn=1), "k = 1, dense": form("dense", knn=1), "k = 1, as written": form("reference", knn=1)}
+
+def lcn_layers(size: int, steps: int = 10, blocks: int = 7, device: torch.device = torch.device("cpu")) -> dict[str, float]: # size: samples; time over that of the dense product at k = 1
+    "Answer and gradients of one hidden layer of LCN alone, without batch norm, dropout and optimiser, which cost the same whatever the layer is."
+    from poseprojects.papers.lcn import Config, LCNNetwork, VisibleBlocks
+    def passes(formulation: str | None = None, **options) -> Iterator[None]:
+        network = formulated(LCNNetwork(Config(**options)), formulation).to(device).train()
+        layer, mask = next(m for m in network.modules() if getattr(m, "inputs", 0) == getattr(m, "outputs", 1)), network.structure()
+        shape = (layer.joints, size, layer.inputs) if isinstance(layer, VisibleBlocks) else (size, layer.joints * layer.inputs)
+        x, slope = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
+        while True:
+            torch.autograd.grad(layer(x, mask), (x, *layer.parameters()), slope)
+            yield
+    rivals = {"k = 1, dense": passes("dense", knn=1), "k = 1, visible": passes(knn=1, max_norm="visible", stored="visible"), "k = 1, tiles": passes(knn=1), "k = 1, as written": passes("reference", knn=1),
+              "k = 3, mask and norm": passes(), "unmasked dense": passes(structure="all", max_norm="none")}
+    return time_ratios(rivals, steps, blocks, device)
 
 def write_figures(
     figures: dict,        # of this page
@@ -212,13 +235,14 @@ def measure(
 ) -> dict: # the figures
     "Everything on this page: contestants per method and batch size, and the variants of LCN."
     train = synthetic.load("train", samples=samples)
-    rows, forms = [], []
+    rows, forms, layers = [], [], []
     for paper, size in itertools.product(methods, batch_sizes):
         rows.append(benchmark(paper, train, size, steps, blocks, device)); show(rows[-1])
     if "lcn" in methods:
         for size in batch_sizes:
             forms.append({"batch_size": size, "time_over_dense": ratio_of_variants(lcn_forms(), train, size, steps, blocks, device)}); show(forms[-1])
-    return {"what": "training steps; operations counted by torch in one step; ratios are medians over blocks that take turns", "rows": rows, "lcn_forms": forms,
+            layers.append({"batch_size": size, "time_over_dense": lcn_layers(size, 10 * steps, blocks, device)}); show(layers[-1])
+    return {"what": "training steps; operations counted by torch in one step; ratios are medians over blocks that take turns", "rows": rows, "lcn_forms": forms, "lcn_layers": layers,
             "samples": len(train), "bytes_of_data": sum(t.numel() * t.element_size() for t in train.tensors().values()), "steps_per_block": steps, "blocks": blocks}
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -245,10 +269,11 @@ def as_tables(kept: dict) -> str: # Markdown
         cells = [row["method"], f"{row['batch_size']}", *(f"{row['samples_per_second'][c]:,}" for c in contestants), f"{row['trainer_over_plain_loop']}", f"{row['share_of_matmul_limit']}",
                  f"{row['trainer_own_cost_percent']} %", f"{row['peak_memory_bytes'] / 1e6:.0f}", *([f"{row['kernels']}", f"{row['launch_bound_share']}"] if "kernels" in row else [])]
         lines.append("| " + " | ".join(cells) + " |")
-    if kept.get("lcn_forms"):
-        forms = list(kept["lcn_forms"][0]["time_over_dense"])
-        lines += ["", "LCN, time of a training step over that of the unmasked dense network of the same width:", "", "| batch | " + " | ".join(forms) + " |", "|" + " --- |" * (len(forms) + 1)]
-        lines += ["| " + " | ".join([str(row["batch_size"]), *(f"{row['time_over_dense'][form]:.2f}" for form in forms)]) + " |" for row in kept["lcn_forms"]]
+    for part, title in (("lcn_forms", "LCN, time of a training step over that of the unmasked dense network of the same width"), ("lcn_layers", "One hidden layer of LCN alone, answer and gradients, over the dense product at k = 1")):
+        if not kept.get(part): continue
+        forms = list(kept[part][0]["time_over_dense"])
+        lines += ["", f"{title}:", "", "| batch | " + " | ".join(forms) + " |", "|" + " --- |" * (len(forms) + 1)]
+        lines += ["| " + " | ".join([str(row["batch_size"]), *(f"{row['time_over_dense'][form]:.2f}" for form in forms)]) + " |" for row in kept[part]]
     return "\n".join(lines) + (f"\n\n{kept['device']}, {kept['threads']} threads, torch {kept['versions']['torch']}; {kept['samples']:,} samples hold {kept['bytes_of_data'] / 1e6:.0f} MB. "
                               f"Command: `{kept['command']}`")
 
