@@ -2,12 +2,15 @@
 #   make run               train every method's quick plan on the embedded data, build the tables
 #   make run DATA=FOLDER   the same on the real motion capture in FOLDER/cmu, scored on FOLDER/hdm05 too
 #   make grid NAME=...     the runs of results/grids/NAME.toml that have no record yet; [DATA=FOLDER] [ARGS='--list --workers 2']
+#   make data NAME=cmu SOURCE=FOLDER   converts a source of poses once, checks it, shows samples (SOURCE=example: made-up files); [ARGS='-p input_2d cpn-like']
+#   make doctor DATA=PATH  says what a folder or file of poses holds and what is wrong with it; [ARGS='--skeleton h36m17 --frame world']
 #   make docs              the documentation site, in _site/
 #   make test              everything that CI checks
 #   make lab               JupyterLab on the notebooks
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
+SOURCE ?=
 ARGS ?=
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
@@ -19,7 +22,7 @@ INSTALL := "$(BIN)/python" -m pip install --quiet --constraint constraints.txt
 ROOT := $(if $(DATA),$(abspath $(DATA)))
 GRID := python -m poseprojects.results.grid
 
-.PHONY: setup run grid docs test lab readme export browser
+.PHONY: setup run grid data doctor docs test lab readme export browser
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -41,6 +44,14 @@ run: setup readme
 grid: setup
 	@test -n "$(NAME)" || { echo "make grid needs a name: make grid NAME=$$(cd results/grids && ls *.toml | sed 's/.toml//' | paste -sd'|')"; exit 2; }
 	$(GRID) "$(NAME)" --tables $(if $(ROOT),--data "$(ROOT)") $(ARGS)
+
+data: setup
+	@test -n "$(NAME)" || { echo "make data needs a name: make data NAME=$$(cd data_recipes && ls */convert.ipynb | sed 's,/.*,,' | paste -sd'|') [SOURCE=folder]"; exit 2; }
+	@python -m poseprojects.results.conversions "$(NAME)" $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
+
+doctor: setup
+	@test -n "$(DATA)" || { echo "make doctor needs a path: make doctor DATA=folder"; exit 2; }
+	@python -m poseprojects.data.diagnosis "$(DATA)" $(ARGS)
 
 test: setup browser
 	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 nbdev_test --n_workers 2 --timing

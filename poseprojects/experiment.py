@@ -108,8 +108,8 @@ class Experiment:
         self.variant = given.variant or paper.DEFAULT_VARIANT[given.plan]
         self.config = look_up(paper, "VARIANTS", self.variant)
         if given.fidelity not in FIDELITIES: raise InputError(f"{self.name}: fidelity {given.fidelity!r} is not known; choose one of {', '.join(FIDELITIES)}")
-        require_input(given.input_2d)
         self.source, self.others = source(given.dataset), {name: source(name) for name in listed(given.also_test)}
+        for module in (self.source, *self.others.values()): require_input(given.input_2d, module.ABOUT.inputs)
         self.out_dir = Path(given.out_dir) if given.out_dir else None if in_test() else runs_dir() / self.folder_name # a test keeps nothing
         self.protocols = self.scoring(self.source.PROTOCOL)
         if listed(given.validation) and any(p.selection == "best-on-test" for p in self.protocols):
@@ -131,7 +131,7 @@ class Experiment:
 
     def with_named_input(self, protocol: Protocol) -> Protocol: # of a data set
         "The protocol whose note names the detector model, where the 2D is not the true one."
-        return protocol if self.given.input_2d == "gt" else protocol.but(protocol.id, note=protocol.note.replace("true 2D", f"2D of the detector model {self.given.input_2d}"))
+        return protocol if self.given.input_2d == "gt" else protocol.but(protocol.id, note=protocol.note.replace("true 2D", f"2D of {self.given.input_2d}" if self.given.input_2d in self.source.ABOUT.inputs else f"2D of the detector model {self.given.input_2d}"))
 
     def load(self) -> tuple[PoseSet, PoseSet]: # training and test set
         "Reads the data; `validation` takes some of the training subjects out, into `self.held`."

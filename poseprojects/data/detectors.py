@@ -11,7 +11,7 @@ __all__ = ['VERSION', 'JOINT_FACTORS', 'DEFAULT_FACTOR', 'OFFSETS', 'DETECTORS',
 # %% ../../nbs/data/detectors.ipynb #6370c300
 import hashlib, json, math, re
 from dataclasses import asdict, dataclass, field, replace
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -330,11 +330,13 @@ def _filled(points: np.ndarray, seen: np.ndarray, bounds: np.ndarray) -> np.ndar
 
 # %% ../../nbs/data/detectors.ipynb #e56843ff
 def require_input(
-    input_2d: str, # as the user gave it
+    input_2d: str,              # as the user gave it
+    own: Sequence[str] = ("gt",), # inputs that come with the source's files
 ) -> str: # the same
     "Raises `InputError` that lists the 2D inputs there are."
-    if input_2d != "gt" and input_2d not in DETECTORS:
-        raise InputError(f"2D input {input_2d!r} is not known, expected 'gt' (exact) or a modelled detector: {', '.join(DETECTORS)}")
+    if input_2d != "gt" and input_2d not in (*own, *DETECTORS):
+        files = "".join(f"{name} (of the files), " for name in own if name != "gt")
+        raise InputError(f"2D input {input_2d!r} is not known, expected 'gt' (exact), {files}or a modelled detector: {', '.join(DETECTORS)}")
     return input_2d
 
 def _recipe(poses: PoseSet, model: DetectorModel, seed: int) -> dict:
