@@ -27,7 +27,7 @@ def real_data(name: str):
 def pytest_sessionstart(session):
     "Where the data must be there, no test may be skipped for want of it."
     if not os.environ.get("POSEPROJECTS_REQUIRE_DATA"): return
-    missing = [name for name in ("cmu", "hdm05", "mpii") if shared_data(name) is None]
+    missing = [name for name in ("cmu", "hdm05", "mpii", "pose2sim") if shared_data(name) is None]
     if missing: pytest.exit(f"POSEPROJECTS_REQUIRE_DATA is set, but {', '.join(missing)} is not in {os.environ.get('POSEPROJECTS_DATA', '../shared/data')}", returncode=1)
 
 

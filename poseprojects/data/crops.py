@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'KINDS', 'Footage', 'read_image', 'read_mask', 'read_frames', 'write_video', 'warp', 'Crops',
-           'crop_geometry', 'cropped', 'check_crops', 'view_of', 'crop_views', 'streamed_file', 'open_streamed',
-           'cached_stream', 'stream_path', 'backgrounds', 'pictures_digest', 'with_input_kept_images', 'video_footage',
-           'image_footage', 'median_plate', 'CropOptions', 'stretches', 'write_crops']
+           'crop_geometry', 'cropped', 'view_of', 'crop_views', 'streamed_file', 'open_streamed', 'cached_stream',
+           'stream_path', 'backgrounds', 'pictures_digest', 'with_input_kept_images', 'video_footage', 'image_footage',
+           'median_plate', 'CropOptions', 'stretches', 'write_crops']
 
 # %% ../../nbs/data/crops.ipynb #f4f764cd
 import hashlib, json, math, os
@@ -209,23 +209,6 @@ def cropped(
     if poses.pose_3d is not None: fields["pose_3d"] = (poses.pose_3d.double() @ crops.rotation.mT).float()
     return replace(poses, **fields, **values)
 
-def check_crops(
-    poses: PoseSet, # with as many cameras as it likes
-) -> None:
-    "What `PoseSet.check` promises, in time that grows with the samples and not with samples times cameras."
-    replace(poses, pose_3d=None).check()
-    if poses.pose_3d is None or not len(poses): return
-    if not bool(poses.pose_3d.isfinite().all()): raise InputError(f"{poses.name}: pose_3d holds NaN or infinity; remove such frames before making a set")
-    check_body(poses.pose_3d, poses.skeleton, poses.name)
-    order = poses.sequence.argsort(stable=True)
-    for rows in order.split(poses.sequence.bincount().tolist()):
-        if len(rows): check_body(poses.pose_3d[rows], poses.skeleton, f"{poses.name}, sequence {poses.sequence_names[int(poses.sequence[rows[0]])]}", at_most=50)
-    behind = (poses.pose_3d[..., 2] <= 0).double().mean()
-    if behind > .01: raise InputError(f"{poses.name}: {float(behind):.0%} of the joints of pose_3d lie behind their camera (z <= 0); give absolute camera coordinates")
-    if poses.input_2d != "gt": return
-    error = torch.cat([(project(p.double(), poses.cameras[c]) - q.double()).norm(dim=-1).amax(1) for p, q, c in zip(poses.pose_3d.split(20_000), poses.pose_2d.split(20_000), poses.camera_id.split(20_000))])
-    if not bool(error.max() < 5): raise InputError(f"{poses.name}, camera {poses.cameras.names[int(poses.camera_id[error.argmax()])]}: pose_3d projects {float(error.max()):.3g} px away from pose_2d, which input_2d = 'gt' says is exact")
-
 def view_of(
     poses: PoseSet, # with a camera per sample
 ) -> tuple[Int[Tensor, "n"], tuple[str, ...]]: # index into the names; the names of the views that the crops were cut from
@@ -334,7 +317,7 @@ def open_streamed(
     made, others, extra = _opened(Path(path))
     if verify:
         stated = made.__dict__.pop("fingerprint")
-        check_crops(made)
+        made.check()
         if (made.fingerprint, _hashed(others)) != (stated, extra): raise InputError(f"{path}: the content does not match its fingerprint; it was changed or damaged, make the set again")
     return made
 
@@ -465,7 +448,7 @@ def write_crops(
     straight = replace(poses, cameras=replace(poses.cameras, distortion=torch.zeros_like(poses.cameras.distortion))) if not o.lens else poses
     crops = crop_geometry(straight, o.size, o.extent, o.kind)
     target = cropped(straight, crops, settings=poses.settings | {"crops": {k: v for k, v in o.__dict__.items()}} if settings is None else settings)
-    check_crops(target)
+    target.check()
     shapes = {"images": (n, o.size, o.size, 3)} | ({"masks": (n, o.size, o.size)} if o.masks else {}) | ({"backgrounds": (n, o.size, o.size, 3)} if o.backgrounds else {})
     with streamed_file(path, target, **shapes) as arrays:
         for first, last in stretches(poses):

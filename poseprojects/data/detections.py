@@ -166,7 +166,7 @@ def usual_step(frames: Int[np.ndarray, "f"]) -> int:
 
 # %% ../../nbs/data/detections.ipynb #a75ee5a0
 MAX_GAP, LEAST_SIMILARITY = 15, .2 # frames; of `similarity`
-_MOST_PERSONS = 200 # in a frame
+_MOST_PERSONS = 100 # in a frame; bounds memory and time
 
 def similarity(
     before: tuple[np.ndarray, np.ndarray, np.ndarray], # pose_2d (a, j, 2), confidence (a, j), boxes (a, 4), px

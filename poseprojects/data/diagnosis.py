@@ -228,7 +228,7 @@ def _pairs(specimen: Specimen, skeleton: Skeleton, root_relative: bool) -> list[
     error, person, swapped = (float(np.median(x)) for x in ([f.error for f, _ in fits], [f.person for f, _ in fits], [s.error for _, s in fits]))
     mirrored, how = np.mean([f.mirrored for f, _ in fits]) > 0.5, fits[0][0].how
     numbers = {"pairs": len(fits), "error_px": round(error, 3), "person_px": round(person, 1), "sides_swapped_px": round(swapped, 3), "frame": how}
-    seen = f"the 2D is {error:.3g} px from the best camera's picture of the 3D ({how}), of a person of {person:.0f} px"
+    seen = f"the 2D is {error if error >= 0.01 else 0:.3g} px from the best camera's picture of the 3D ({how}), of a person of {person:.0f} px"
     if person < 5: return [Finding("warning", "2d-3d", f"the 2D is no pixels: people are {person:.2g} large, so it was normalised; take the original pixels", numbers)]
     if swapped < 0.5 * error and error > 0.01 * person: return [Finding("problem", "2d-3d", f"{seen}, but {swapped:.3g} px when left and right of the 2D are exchanged; exchange them in one of the two", numbers)]
     if mirrored and error < 0.05 * person: return [Finding("problem", "2d-3d", f"{seen}, but only through a mirror: one axis of the 3D or the x of the 2D is negated; undo that", numbers)]

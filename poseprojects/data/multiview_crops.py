@@ -23,7 +23,7 @@ from . import crops
 from .base import PoseSet, render
 from .cmu import cameras, source_folder
 from .containers import need_package, quick_digest, read_hdf5, read_json
-from .crops import cached_stream, check_crops, crop_geometry, cropped, median_plate, pictures_digest, read_image, streamed_file, view_of, with_input_kept_images
+from .crops import cached_stream, crop_geometry, cropped, median_plate, pictures_digest, read_image, streamed_file, view_of, with_input_kept_images
 from .detectors import require_input
 from .sources import About, example_people
 from ..skeleton import H36M17
@@ -197,7 +197,7 @@ def _assembled(labels: Labels, rows: np.ndarray, size: tuple[int, int], manifest
         sequence_names=[n if persons == 1 else f"{n}/person{p}" for n in seq_names for p in range(persons)],
         frame_step=int(manifest.get("frame_step", steps.min() if len(steps) else 1)), frame_rate=float(manifest.get("frame_rate", 10.)), settings=settings, **values)
     whole = replace(flat, pose_3d=made.float())
-    check_crops(whole)
+    whole.check()
     return whole
 
 # %% ../../nbs/data/multiview_crops.ipynb #022b9489
