@@ -56,7 +56,7 @@ class Section:
 
 SECTIONS = (
     Section("ground", "Ground", "What everything else stands on: joint sets, cameras, errors, and how a prediction is scored.", ("skeleton", "camera", "metrics", "protocol", "storage")),
-    Section("data", "Data", "From an owner's files, or from nothing, to one shape of data.", ("data/base", "data/synthetic", "data/*", "data_recipes/*")),
+    Section("data", "Data", "From an owner's files, or from nothing, to one shape of data.", ("data/getting", "data/base", "data/synthetic", "data/*", "data_recipes/*")),
     Section("train", "Training", "One trainer for every method.", ("train/engine", "train/evaluation", "train/*")),
     Section("papers", "Papers", "Every paper is a notebook: claim, equation, code, small experiment.", ("papers/martinez", "papers/*")),
     Section("experiments", "Experiments", "Notebooks that are run with parameters, and what they cost.", ("experiment", "train_*", "lift", "benchmarks")),

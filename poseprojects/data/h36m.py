@@ -34,8 +34,7 @@ from ..storage import InputError, atomic_write
 # %% ../../nbs/data/h36m.ipynb #3d0e842d
 PROTOCOL = protocol.H36M_P1
 RECIPE = 1 # raised when the same files would give another set
-SUBJECTS = {"train": ("S1", "S5", "S6", "S7", "S8"), "test": PROTOCOL.subjects, "train-s1": ("S1",)}
-SUBJECTS["all"] = SUBJECTS["train"] + SUBJECTS["test"]
+SUBJECTS = {"train": ("S1", "S5", "S6", "S7", "S8"), "test": PROTOCOL.subjects, "train-s1": ("S1",), "all": ("S1", "S5", "S6", "S7", "S8", *PROTOCOL.subjects)}
 SPLITS = ("train", "test") # `load` knows "train-s1" (PoseAug's setting with one labelled person) and "all" as well
 CAMERAS = {"54138969": (1000, 1002), "55011271": (1000, 1000), "58860488": (1000, 1000), "60457274": (1000, 1002)} # name -> width and height, px; the order of every file
 ACTIONS = ("Directions", "Discussion", "Eating", "Greeting", "Phoning", "Posing", "Purchases", "Sitting", "SittingDown", "Smoking",

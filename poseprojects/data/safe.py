@@ -392,7 +392,7 @@ def _finish_dtype(m: _Machine, code: str, version: int, order: str, subarray: tu
 def _shape(shape: Any, length: int) -> tuple[int, ...]:
     "A shape that can be: whole numbers, none of them beyond what a file of this length can hold."
     if type(shape) is not tuple or len(shape) > 32 or not all(type(s) is int and 0 <= s <= max(length, 1 << 16) for s in shape):
-        raise _Damaged(f"shape {str(shape)[:60]} of an array")
+        raise _Damaged(f"an array claims the shape {str(shape)[:60]}")
     return shape
 
 def _array(m: _Machine, shape: Any, dtype: Any, fortran: bool, content: Any) -> Shaped[np.ndarray, "..."]:
@@ -647,7 +647,7 @@ class _Storage:
     def __init__(self, dtype: Any, numbers: Any): self.dtype, self.numbers = dtype, numbers
 
 def _whole(values: Any) -> tuple[int, ...]:
-    if type(values) is not tuple or len(values) > 32 or not all(type(v) is int and 0 <= v < 1 << 40 for v in values): raise _Damaged(f"size or stride {str(values)[:60]} of a tensor")
+    if type(values) is not tuple or len(values) > 32 or not all(type(v) is int and 0 <= v < 1 << 40 for v in values): raise _Damaged(f"a tensor claims the size or stride {str(values)[:60]}")
     return values
 
 def _tensor(m: _Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
@@ -655,11 +655,11 @@ def _tensor(m: _Machine, storage: Any, offset: Any, size: Any, stride: Any, *res
     import torch
     if type(storage) is not _Storage: raise _Damaged(f"a tensor's storage is a {_called(storage)}")
     size, stride, (offset,) = _whole(size), _whole(stride), _whole((offset,))
+    m.spend(600)
     if storage.numbers is None: return torch.empty(0, dtype=storage.dtype)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if 0 not in size and (last >= len(storage.numbers) or math.prod(size) > 16 * len(storage.numbers)): raise _Damaged(f"a tensor of size {size} looks beyond its storage of {len(storage.numbers):,}")
     if 0 in size: return torch.empty(size, dtype=storage.dtype)
-    m.spend(200)
     return torch.as_strided(storage.numbers, size, stride, offset)
 
 def _parameter(m: _Machine, data: Any, *rest: Any) -> Any: return data
