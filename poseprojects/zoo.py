@@ -86,7 +86,7 @@ def _videopose(state: Mapping[str, Tensor]) -> Release | None:
     if skeleton is None: raise InputError(f"a VideoPose3D that reads {numbers // 2} joints, expected 16 or 17 of Human3.6M (17 joints of COCO or 15 of HumanEva are other people's skeletons)")
     config = replace(videopose.VARIANTS["poseaug"] if skeleton == H36M16 else videopose.VARIANTS["paper"], widths=widths, channels=channels, root=written == skeleton.num_joints)
     return Release("videopose", f"VideoPose3D of {math.prod(widths)} frames (filters {','.join(map(str, widths))}), {skeleton.num_joints} joints read, {written} written", skeleton, config,
-                   videopose.ClipNetwork(skeleton.num_joints, written, widths, channels, strided=True))
+                   videopose.ClipNetwork(skeleton.num_joints, written, widths, channels))
 
 RECOGNISERS: dict[str, Callable[[Mapping[str, Tensor]], Release | None]] = {"semgcn": _semgcn, "mlp": _mlp, "stgcn": _stgcn, "videopose": _videopose}
 

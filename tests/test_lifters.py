@@ -33,7 +33,7 @@ class Flat(MLPNetwork):
 NETWORKS = {
     "poseaug_mlp": (MLPNetwork, "", True), "semgcn_linear": (Flat, "", True), "poseaug_gcn": (lambda: SemGCNNetwork(H36M16), "", True), "semgcn_plain": (lambda: SemGCNNetwork(H36M16), "", True),
     "semgcn_nonlocal": (lambda: SemGCNNetwork(H36M16, non_local=True), "", True), "poseaug_stgcn": (SixteenJoints, "", True),
-    "poseaug_videopose": (lambda: ClipNetwork(16, 15, (1,) * 5, strided=True), "", True), "videopose3d_27": (TemporalNetwork, "", True),
+    "poseaug_videopose": (lambda: ClipNetwork(16, 15, (1,) * 5), "", True), "videopose3d_27": (TemporalNetwork, "", True),
     "videopose3d_27_causal": (lambda: TemporalNetwork(causal=True), "", False), "videopose3d_27_strided": (lambda: TemporalNetwork(strided=True), "", True),
     "videopose3d_243": (lambda: TemporalNetwork(widths=(3,) * 5), "", True)}
 
@@ -93,6 +93,15 @@ def test_semgcn_equals_its_equation_written_out():
     for i in range(16):
         wanted = layer.bias + a[i, i] * x[:, i] @ layer.W[0] + sum(a[i, j] * x[:, j] @ layer.W[1] for j in range(16) if j != i)
         assert torch.allclose(found[:, i], wanted, atol=1e-6)
+
+@pytest.mark.parametrize("inputs, outputs", [(2, 8), (8, 8), (8, 3)])
+def test_joint_by_joint_is_the_same_convolution(inputs, outputs):
+    layer, x = SemGraphConv(inputs, outputs, adjacency(H36M16)).double(), torch.randn(5, 16, inputs, dtype=torch.float64)
+    nn.init.normal_(layer.e)
+    answers = [layer(x), layer.joint_by_joint(x.transpose(0, 1)).transpose(0, 1)]
+    assert torch.allclose(*answers, atol=1e-12)
+    slope = torch.randn_like(answers[0])
+    for a, b in zip(*(torch.autograd.grad(y, list(layer.parameters()), slope) for y in answers)): assert torch.allclose(a, b, atol=1e-10)
 
 @pytest.mark.parametrize("inputs, outputs, bound", [(2, 128, 0.1531), (128, 128, 0.02685), (128, 3, 0.1754)])
 def test_semgcn_starts_within_the_released_bounds(inputs, outputs, bound):

@@ -24,7 +24,7 @@ MADE = { # name -> network, paper, container, frames and joints that it reads
     "poseaug-mlp": (MLPNetwork, "mlp", lambda s: {"epoch": 3, "model_pos": s}, (16,)), "mlp-four-stages": (lambda: MLPNetwork(stages=4, width=32), "mlp", lambda s: {"state_dict": s}, (16,)),
     "poseaug-stgcn": (SixteenJoints, "stgcn", lambda s: {"state_dict": s, "epoch": 50}, (16,)), "stgcn": (STGCNNetwork, "stgcn", lambda s: s, (17,)),
     "videopose-27": (lambda: ClipNetwork(17, 17, (3, 3, 3), 32), "videopose", lambda s: {"epoch": 80, "lr": 1e-4, "random_state": np.random.RandomState(1), "optimizer": {}, "model_pos": s, "model_traj": None, "random_state_semi": None}, (27, 17)),
-    "poseaug-videopose": (lambda: ClipNetwork(16, 15, (1,) * 5, 32, strided=True), "videopose", lambda s: {"state_dict": s, "epoch": 1}, (16,))}
+    "poseaug-videopose": (lambda: ClipNetwork(16, 15, (1,) * 5, 32), "videopose", lambda s: {"state_dict": s, "epoch": 1}, (16,))}
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("name", MADE)

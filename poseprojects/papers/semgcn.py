@@ -48,9 +48,22 @@ class SemGraphConv(nn.Module):
         return logits.masked_scatter(self.graph, self.e).softmax(1)
 
     def forward(self, x: Float[Tensor, "b j i"]) -> Float[Tensor, "b j o"]:
+        "As the equation reads."
         a = self.attention()
         own = torch.diagonal(a)[:, None]
         return own * (x @ self.W[0]) + (a - torch.diag_embed(own[:, 0])) @ (x @ self.W[1]) + self.bias
+
+    def joint_by_joint(self, x: Float[Tensor, "j b i"]) -> Float[Tensor, "j b o"]:
+        "The same, with the joints first: mixing joints is one product of whole rows, and the channels are mixed for all poses at once."
+        a = self.attention()
+        own, (joints, poses, inputs), outputs = torch.diagonal(a), x.shape, self.bias.numel()
+        others = a - torch.diag_embed(own)
+        if inputs <= outputs: # joints first, channels after
+            heard, kept = (others @ x.reshape(joints, -1)).view(-1, inputs), (x * own[:, None, None]).reshape(-1, inputs)
+            return torch.addmm(torch.addmm(self.bias, kept, self.W[0]), heard, self.W[1]).view(joints, poses, outputs)
+        flat = x.reshape(-1, inputs)
+        heard = (others @ (flat @ self.W[1]).view(joints, -1)).view(joints, poses, outputs)
+        return torch.addcmul(heard + self.bias, (flat @ self.W[0]).view(joints, poses, outputs), own[:, None, None])
 
 # %% ../../nbs/papers/semgcn.ipynb #4f659155
 class GraphBlock(nn.Module):
@@ -60,8 +73,8 @@ class GraphBlock(nn.Module):
         super().__init__()
         self.gconv, self.bn, self.dropout = SemGraphConv(inputs, outputs, graph), nn.BatchNorm1d(outputs), nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "b j i"]) -> Float[Tensor, "b j o"]:
-        return self.dropout(F.relu(self.bn(self.gconv(x).flatten(0, 1)))).unflatten(0, x.shape[:2])
+    def forward(self, x: Float[Tensor, "j b i"]) -> Float[Tensor, "j b o"]:
+        return self.dropout(F.relu(self.bn(self.gconv.joint_by_joint(x).flatten(0, 1)), inplace=True)).unflatten(0, x.shape[:2])
 
 class GraphUnit(nn.Module):
     "Two blocks around which the input is carried; no activation after the sum."
@@ -70,7 +83,7 @@ class GraphUnit(nn.Module):
         super().__init__()
         self.gconv1, self.gconv2 = GraphBlock(width, width, graph, dropout), GraphBlock(width, width, graph, dropout)
 
-    def forward(self, x: Float[Tensor, "b j c"]) -> Float[Tensor, "b j c"]: return x + self.gconv2(self.gconv1(x))
+    def forward(self, x: Float[Tensor, "j b c"]) -> Float[Tensor, "j b c"]: return x + self.gconv2(self.gconv1(x))
 
 # %% ../../nbs/papers/semgcn.ipynb #c4cb85ec
 PAIRS = (("right_knee", "right_ankle"), ("left_knee", "left_ankle"), ("right_hip", "left_hip"), ("pelvis", "spine"),
@@ -90,13 +103,13 @@ class NonLocal(nn.Module):
         for layer in (self.g[0], self.phi[0], self.theta, self.W[0]): nn.init.kaiming_normal_(layer.weight), nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.W[1].weight), nn.init.zeros_(self.W[1].bias)
 
-    def forward(self, x: Float[Tensor, "b j c"]) -> Float[Tensor, "b j c"]:
-        y = x[:, self.order].mT # (b, c, j) with the partners of a pair side by side
+    def forward(self, x: Float[Tensor, "j b c"]) -> Float[Tensor, "j b c"]:
+        y = x[self.order].permute(1, 2, 0) # (b, c, j) with the partners of a pair side by side
         weight = self.concat_project[0].weight.flatten()
         of_joint, of_pair = weight.view(2, -1)
         scores = torch.einsum("c,bcj->bj", of_joint, self.theta(y))[:, :, None] + torch.einsum("c,bcg->bg", of_pair, self.phi(y))[:, None]
         found = (F.relu(scores) / len(self.order) * 2) @ self.g(y).mT
-        return x + self.W(found.mT).mT[:, self.order.argsort()]
+        return x + self.W(found.mT).permute(2, 0, 1)[self.order.argsort()]
 
 class _Named(nn.Module):
     "Holds the unit under the released name, which is a keyword today."
@@ -120,7 +133,7 @@ class SemGCNNetwork(nn.Module):
         self.gconv_output = SemGraphConv(width, 3, graph)
 
     def forward(self, pose_2d: Float[Tensor, "b j 2"]) -> Float[Tensor, "b j 3"]:
-        return self.gconv_output(self.gconv_layers(self.gconv_input(pose_2d)))
+        return self.gconv_output.joint_by_joint(self.gconv_layers(self.gconv_input(pose_2d.transpose(0, 1)))).transpose(0, 1)
 
 # %% ../../nbs/papers/semgcn.ipynb #314511b6
 @dataclass(frozen=True)

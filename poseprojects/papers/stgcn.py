@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIRRORED', 'DISTANCE', 'PARTS', 'PART_EDGES', 'PART_MIRRORED', 'PART_DISTANCE', 'VARIANTS', 'PLANS',
-           'DEFAULT_VARIANT', 'partition', 'GraphConv', 'Unit', 'NonLocal', 'STGCNNetwork', 'SixteenJoints', 'Config',
-           'build']
+           'DEFAULT_VARIANT', 'partition', 'GraphConv', 'Pointwise', 'ChannelNorm', 'Unit', 'NonLocal', 'STGCNNetwork',
+           'SixteenJoints', 'Config', 'build']
 
 # %% ../../nbs/papers/stgcn.ipynb #9dc3bb3c
 from dataclasses import dataclass
@@ -50,8 +50,28 @@ class GraphConv(nn.Module):
         super().__init__()
         self.kinds, self.conv = kinds, nn.Conv2d(inputs, kinds * outputs, 1)
 
-    def forward(self, x: Float[Tensor, "b i t v"], graph: Float[Tensor, "k v w"]) -> Float[Tensor, "b o t w"]:
+    def reference(self, x: Float[Tensor, "b i t v"], graph: Float[Tensor, "k v w"]) -> Float[Tensor, "b o t w"]:
+        "As it is defined, for comparison."
         return torch.einsum("bkctv,kvw->bctw", self.conv(x).unflatten(1, (self.kinds, -1)), graph)
+
+    def forward(self, x: Float[Tensor, "v b i"], graph: Float[Tensor, "k v w"]) -> Float[Tensor, "w b o"]:
+        "The same with nodes first: what each node hears of each kind is mixed before the channels are, which are fewer then."
+        nodes, inputs = graph.shape[2], x.shape[2]
+        heard = (graph.transpose(1, 2).reshape(-1, graph.shape[1]) @ x.reshape(len(x), -1)).view(self.kinds, -1, inputs)
+        weight, bias = self.conv.weight.view(self.kinds, -1, inputs), self.conv.bias.view(self.kinds, -1)
+        y = heard[0] @ weight[0].T
+        for h, w in zip(heard[1:], weight[1:]): y = torch.addmm(y, h, w.T)
+        return y.view(nodes, -1, y.shape[1]) + (graph.sum(1).T @ bias)[:, None]
+
+class Pointwise(nn.Conv2d):
+    "A 1 x 1 convolution for channels that stand last."
+    def __init__(self, inputs: int, outputs: int): super().__init__(inputs, outputs, 1)
+    def forward(self, x: Float[Tensor, "v b i"]) -> Float[Tensor, "v b o"]: return F.linear(x, self.weight[:, :, 0, 0], self.bias)
+
+class ChannelNorm(nn.BatchNorm2d):
+    "Batch norm of channels that stand last, over nodes and poses."
+    def forward(self, x: Float[Tensor, "v b c"]) -> Float[Tensor, "v b c"]: return nn.BatchNorm1d.forward(self, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    def _check_input_dim(self, x: Tensor) -> None: pass
 
 class Unit(nn.Module):
     "Graph convolution, then a convolution over time (one frame here), with a residual."
@@ -60,10 +80,10 @@ class Unit(nn.Module):
         super().__init__()
         self.register_buffer("graph", graph, persistent=False)
         self.gcn = GraphConv(inputs, outputs, len(graph))
-        self.tcn = nn.Sequential(nn.BatchNorm2d(outputs), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(outputs, outputs, 1), nn.BatchNorm2d(outputs), nn.Dropout(dropout))
-        self.residual = None if not residual else nn.Identity() if inputs == outputs else nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+        self.tcn = nn.Sequential(ChannelNorm(outputs), nn.ReLU(), nn.Dropout(dropout), Pointwise(outputs, outputs), ChannelNorm(outputs), nn.Dropout(dropout))
+        self.residual = None if not residual else nn.Identity() if inputs == outputs else nn.Sequential(Pointwise(inputs, outputs), ChannelNorm(outputs))
 
-    def forward(self, x: Float[Tensor, "b i t v"]) -> Float[Tensor, "b o t v"]:
+    def forward(self, x: Float[Tensor, "v b i"]) -> Float[Tensor, "v b o"]:
         y = self.tcn(self.gcn(x, self.graph))
         return F.relu(y if self.residual is None else y + self.residual(x))
 
@@ -72,14 +92,13 @@ class NonLocal(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.g, self.theta, self.phi = (nn.Conv2d(width, width // 2, 1) for _ in range(3))
-        self.W = nn.Sequential(nn.Conv2d(width // 2, width, 1), nn.BatchNorm2d(width))
+        self.g, self.theta, self.phi = (Pointwise(width, width // 2) for _ in range(3))
+        self.W = nn.Sequential(Pointwise(width // 2, width), ChannelNorm(width))
         nn.init.zeros_(self.W[1].weight), nn.init.zeros_(self.W[1].bias)
 
-    def forward(self, x: Float[Tensor, "b c t v"]) -> Float[Tensor, "b c t v"]:
-        theta, phi, g = (layer(x).flatten(2) for layer in (self.theta, self.phi, self.g))
-        found = (theta.mT @ phi).softmax(-1) @ g.mT
-        return x + self.W(found.mT.unflatten(2, x.shape[2:]))
+    def forward(self, x: Float[Tensor, "v b c"]) -> Float[Tensor, "v b c"]:
+        theta, phi, g = (layer(x).transpose(0, 1) for layer in (self.theta, self.phi, self.g))
+        return x + self.W(((theta @ phi.mT).softmax(-1) @ g).transpose(0, 1))
 
 class STGCNNetwork(nn.Module):
     "The single-frame network on 17 joints; names and shapes of the released state dicts."
@@ -91,22 +110,23 @@ class STGCNNetwork(nn.Module):
         self.data_bn = nn.BatchNorm1d(2 * 17, eps=0.1) # the release gives the momentum in the place of eps; its weights rely on it
         self.st_gcn_networks = nn.ModuleList([Unit(2, 128, joints, rate(.05), residual=False), Unit(128, 128, joints, rate(.05)), Unit(128, 256, joints, rate(.05))])
         self.st_gcn_pool = nn.ModuleList([Unit(256, 512, parts, rate(.05)), Unit(512, 512, parts, rate(.05))])
-        mixed = lambda i, o, p: nn.Sequential(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o), nn.ReLU(), nn.Dropout(p))
+        mixed = lambda i, o, p: nn.Sequential(Pointwise(i, o), ChannelNorm(o), nn.ReLU(), nn.Dropout(p))
         self.conv4, self.conv2, self.non_local = mixed(512, 512, rate(.25)), mixed(1024, 256, rate(.1)), NonLocal(512)
-        self.fcn = nn.Sequential(nn.Dropout(rate(.1)), nn.Conv2d(512, 3, 1))
+        self.fcn = nn.Sequential(nn.Dropout(rate(.1)), Pointwise(512, 3))
         part_of = torch.empty(17, dtype=torch.long)
         for k, members in enumerate(PARTS): part_of[list(members)] = k
         self.register_buffer("part_of", part_of, persistent=False)
 
     def forward(self, pose_2d: Float[Tensor, "b 17 2"]) -> Float[Tensor, "b 17 3"]:
-        joints = self.data_bn(pose_2d.flatten(1)).unflatten(1, (17, 2)).mT[:, :, None] # (b, 2, 1, 17)
+        "Inside, nodes come first and channels last, so that every layer is a matrix product of whole rows."
+        joints = self.data_bn(pose_2d.flatten(1)).unflatten(1, (17, 2)).transpose(0, 1)
         for unit in self.st_gcn_networks: joints = unit(joints)
-        parts = torch.stack([joints[..., list(members)].amax(-1) for members in PARTS], -1)
+        parts = torch.stack([joints[list(members)].amax(0) for members in PARTS])
         for unit in self.st_gcn_pool: parts = unit(parts)
-        whole = self.conv4(parts.amax(-1, keepdim=True)).expand(-1, -1, -1, len(PARTS))
-        parts = self.conv2(torch.cat([whole, parts], 1))
-        both = torch.cat([joints, parts[..., self.part_of]], 1)
-        return self.fcn(self.non_local(both))[:, :, 0].mT
+        whole = self.conv4(parts.amax(0, keepdim=True)).expand(len(PARTS), -1, -1)
+        parts = self.conv2(torch.cat([whole, parts], 2))
+        both = torch.cat([joints, parts[self.part_of]], 2)
+        return self.fcn(self.non_local(both)).transpose(0, 1)
 
 # %% ../../nbs/papers/stgcn.ipynb #8eb62284
 class SixteenJoints(nn.Module):
