@@ -803,7 +803,7 @@ def _column(values: list, shape: tuple, what: str) -> np.ndarray:
 
 def _lcn_camera(given: Any, path: str) -> tuple[str, np.ndarray]: # name, and 21 numbers R T fx fy cx cy k p
     "One `camera_param`."
-    if not isinstance(given, Mapping) or given.keys() < {*_LCN_CAMERA, "name"}: raise InputError(f"{path}, field 'camera_param': found {type(given).__name__} without all fields, expected {', '.join(_LCN_CAMERA)} and name")
+    if not isinstance(given, Mapping) or not {*_LCN_CAMERA, "name"} <= given.keys(): raise InputError(f"{path}, field 'camera_param': found {type(given).__name__} without all fields, expected {', '.join(_LCN_CAMERA)} and name")
     name = _letters(given["name"])
     if name not in CAMERAS: raise InputError(f"{path}, field 'camera_param': the name is {name[:20]!r}, expected one of {', '.join(CAMERAS)}")
     return name, np.concatenate([_numbers(given[n], count, f"{path}, field 'camera_param', {n}") for n, count in _LCN_CAMERA.items()])
