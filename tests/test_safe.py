@@ -587,9 +587,7 @@ def test_complex_keys_are_refused():
     refused(loads_pickle, pickle.dumps({complex(-1000003. * k, k): 0 for k in range(1, 2000)}), "a.pkl")
 
 def test_a_waiting_array_gets_its_content_once():
-    array = pickle.dumps(np.zeros(2), 2)
-    body = array[:array.rindex(b"b")]
-    assert "twice" in refused(loads_pickle, glob("numpy.core.multiarray._reconstruct") + glob("numpy.ndarray") + b"K\0\x85U\1b\x87R2" + b"(K\1K\0\x85" + glob("numpy.dtype") + b"U\2f8K\0K\1\x87R(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89U\0tb0Nb.", "a.pkl") and body
+    assert "twice" in refused(loads_pickle, glob("numpy.core.multiarray._reconstruct") + glob("numpy.ndarray") + b"K\0\x85U\1b\x87R2" + b"(K\1K\0\x85" + glob("numpy.dtype") + b"U\2f8K\0K\1\x87R(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89U\0tb0Nb.", "a.pkl")
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_conjugated_and_negated_views_are_written_out(legacy, tmp_path):

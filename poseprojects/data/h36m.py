@@ -50,7 +50,7 @@ ABOUT = About(title="Human3.6M", gives="3D and 2D poses of 7 people, 15 actions,
     licence="free for academic use after registration with the owner; no redistribution", url="http://vision.imar.ro/human3.6m",
     size="pose files: not known here; converted 900 MB at 50 Hz, both splits",
     files=("S*/MyPoseFeatures/D3_Positions/*.cdf with D2_Positions and metadata.xml", "data_3d_h36m.npz, data_2d_h36m_*.npz", "h36m_train.pkl, h36m_test.pkl, h36m_sh_dt_ft.pkl"),
-    needs=("cdflib", "h5py"), inputs=("gt", *INPUTS),
+    needs=("h5py",), inputs=("gt", *INPUTS),
     verified="written from descriptions, not from the owner's files: order of the numbers in metadata.xml, axis order in cameras.h5, file names of HRNet and hourglass detections, convention of T in LCN's camera_param; each is checked against pixels or other cameras when it is read")
 
 # %% ../../nbs/data/h36m.ipynb #a3b41692
