@@ -181,7 +181,7 @@ def distort(
     normalized: Float[Tensor, "*b j 2"], # ideal pinhole coordinates X/Z, Y/Z
     distortion: Float[Tensor, "*b 5"], # k1 k2 k3 p1 p2
 ) -> Float[Tensor, "*b j 2"]: # distorted coordinates
-    "Radial and tangential distortion as in Human3.6M's calibration (Martinez et al. 2017, released cameras.py)."
+    "Radial and tangential distortion as PoseAug's release projects Human3.6M (Gong et al. 2021, common/camera.py). OpenCV writes the tangential part with p1 and p2 exchanged; which way an owner's file means it shows in exact pixels."
     k1, k2, k3 = (distortion[..., None, n, None] for n in range(3))
     p = distortion[..., None, 3:]
     r2 = normalized.square().sum(-1, keepdim=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from poseprojects.data import synthetic
-from poseprojects.storage import shared_data
+from poseprojects.storage import InputError, shared_data
 from poseprojects.train.engine import Batch
 
 
@@ -54,6 +54,14 @@ def test():
 def some(poses, n=64):
     "n samples from all over a set."
     return Batch(poses, torch.arange(0, len(poses), len(poses) // n)[:n])
+
+
+def refused(call, *args, **kwargs):
+    "The one sentence with which a call refuses what it is given."
+    with pytest.raises(InputError) as refusal: call(*args, **kwargs)
+    text = str(refusal.value)
+    assert "\n" not in text and "expected" in text, text
+    return text
 
 
 @pytest.fixture

@@ -300,9 +300,9 @@ def test_cells_of_cells_that_multiply_are_refused(tmp_path):
         file["cells"] = inner
     with (tmp_path / "x.mat").open("r+b") as file: file.write(b"MATLAB 7.3 MAT-file")
     import time
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InputError, match="more often than there are bytes"): read_mat(tmp_path / "x.mat")
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 # ---------- HDF5
 

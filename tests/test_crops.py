@@ -369,6 +369,7 @@ made = crops.open_streamed(sys.argv[1])
 print(anonymous() // 1024, before // 1024, int(made.images[7, 0, 0, 0]))
 """
 
+# how much memory belongs to the process alone, without mapped files, is read from /proc, which other systems do not have
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_set_is_written_and_opened_in_little_memory(tmp_path):
     "236 MB of images; what belongs to the process alone stays small."

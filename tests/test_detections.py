@@ -4,7 +4,7 @@ import copy, json, time
 import numpy as np
 import pytest
 import torch
-from conftest import real_data
+from conftest import real_data, refused
 from poseprojects.data import detections
 from poseprojects.data.base import clips
 from poseprojects.data.detections import (BODY25B, HALPE26, LAYOUTS, Tracks, fill_gaps, frame_of_name, main_person, misfit, read_detections,
@@ -15,15 +15,7 @@ from poseprojects.storage import InputError
 
 SIZE = (1000, 1000)
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("POSEPROJECTS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-def refused(call, *args, **kwargs):
-    with pytest.raises(InputError) as refusal: call(*args, **kwargs)
-    text = str(refusal.value)
-    assert "\n" not in text and "expected" in text, text
-    return text
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 def equal(found, expected):
     "The same arrays and names within float32."

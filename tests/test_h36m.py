@@ -22,12 +22,7 @@ from poseprojects.train.evaluation import scored_samples
 LAYOUTS = ("npz", "npz-bare", "cdf", "cdf-mono", "lcn")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    "A cache for this file alone, shared by its tests."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSEPROJECTS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 @pytest.fixture(scope="module")

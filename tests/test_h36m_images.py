@@ -13,11 +13,7 @@ from poseprojects.data.h36m_images import choose_frames, load, mpi_instant_kept,
 from poseprojects.skeleton import XAS18
 from poseprojects.storage import InputError
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSEPROJECTS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory):

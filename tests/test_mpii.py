@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import real_data
+from conftest import real_data, refused
 from poseprojects.data import mpii
 from poseprojects.data.mpii import ARRAY_SLOTS, SPLITS, read_array, read_release, split_rows
 from poseprojects.data.base import clips
@@ -10,19 +10,11 @@ from poseprojects.data.sources import is_unknown
 from poseprojects.skeleton import H36M17, MPII16, convert
 from poseprojects.storage import InputError
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("POSEPROJECTS_CACHE", str(tmp_path_factory.getbasetemp() / "mpii-cache"))
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 @pytest.fixture(scope="module")
 def array():
     return real_data("mpii") / "mpii_poses.npy"
-
-def refused(call, *args, **kwargs):
-    with pytest.raises(InputError) as refusal: call(*args, **kwargs)
-    text = str(refusal.value)
-    assert "\n" not in text and "expected" in text, text
-    return text
 
 def equal(found, expected):
     for name, tensor in expected.tensors().items(): assert torch.allclose(found.tensors()[name].double(), tensor.double(), rtol=1e-6, atol=1e-4), name

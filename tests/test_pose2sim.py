@@ -4,7 +4,7 @@ import json, re, shutil
 import numpy as np
 import pytest
 import torch
-from conftest import real_data
+from conftest import real_data, refused
 from poseprojects.camera import Cameras, distort, project, ring, world_to_camera
 from poseprojects.data import pose2sim
 from poseprojects.data.bvh import read_bvh, write_bvh
@@ -14,21 +14,13 @@ from poseprojects.data.pose2sim import MARKERS, POSE2SIM21, nearest_person, read
 from poseprojects.skeleton import H36M17, convert
 from poseprojects.storage import InputError
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("POSEPROJECTS_CACHE", str(tmp_path_factory.getbasetemp() / "pose2sim-cache"))
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 @pytest.fixture(scope="module")
 def root(): return real_data("pose2sim")
 
 @pytest.fixture(scope="module")
 def trial(root): return read_trial(root)
-
-def refused(call, *args, **kwargs):
-    with pytest.raises(InputError) as refusal: call(*args, **kwargs)
-    text = str(refusal.value)
-    assert "\n" not in text and "expected" in text, text
-    return text
 
 # ---------- TRC
 

@@ -1,5 +1,5 @@
 "Hostile pickles, archives and checkpoints run nothing and take nothing; honest ones of every protocol and of Python 2 come back whole."
-import encodings.raw_unicode_escape # so that no codec is imported while a file is read
+import encodings.cp437, encodings.raw_unicode_escape # so that no codec is imported while a file is read
 import io
 import pickle
 import resource
@@ -34,12 +34,12 @@ sys.addaudithook(_watch)
 def refused(read, *arguments, allowed=()):
     "The sentence of a refusal, during which nothing was imported, run or opened, and little memory taken."
     global seen
-    memory, began, seen = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), []
+    memory, began, seen = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), []
     try:
         with pytest.raises(InputError) as caught: read(*arguments)
     finally: events, seen = seen, None
     assert [e for e in events if e[0] not in allowed] == []
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10 # of the processor, so that a busy machine changes nothing
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1_000_000 # kB
     text = str(caught.value)
     assert "expected" in text and "\n" not in text and len(text) < 700
@@ -139,7 +139,7 @@ ABUSE = {
     "nested a hundred thousand times": (b"]" * 100_000 + b"a" * 99_999 + b".", "nested deeper"),
     "tuples nested a hundred thousand times": (b")" + b"\x85" * 100_000 + b".", "nested deeper"),
     "a million marks": (b"(" * 1_000_000 + b".", "marks"),
-    "three million empty sets": (b"\x8f" * 3_000_000 + b".", "times the file's length"),
+    "a million empty sets": (b"\x8f" * 1_000_000 + b".", "times the file's length"),
     "three million empty dicts": (b"}" * 3_000_000 + b".", "times the file's length"),
     "hash of nested tuples": (b")" + b"q\0h\0\x86" * 60 + b"}q\1" + b"0" * 0 + b"h\0K\1s.", "tuples as keys"),
     "keys that collide": (b"}(" + b"".join(b"\x8a\x11" + (k * (2**61 - 1)).to_bytes(17, "little") + b"N" for k in range(1, 20_000)) + b"u.", "60 bits"),
@@ -506,7 +506,7 @@ def test_a_hostile_tensor_is_refused(name, tmp_path):
     pkl, reason = BAD_TENSORS[name]
     zipped(tmp_path / "x.pth", b"\x80\2" + pkl + b".", _0=bytes(16), _1=bytes(1_000_000))
     load_torch_once(tmp_path)
-    assert reason in refused(load_torch, tmp_path / "x.pth", allowed=("open",))
+    assert reason in refused(load_torch, tmp_path / "x.pth", allowed=("open", "compile"))
 
 def load_torch_once(tmp_path):
     "An honest file first: what torch imports on its first call is not the file's doing."
@@ -543,14 +543,69 @@ def test_an_old_checkpoint_that_claims_a_terabyte(tmp_path):
     data = (tmp_path / "x.pth").read_bytes()
     assert data[-20:-12] == struct.pack("<q", 3)
     (tmp_path / "y.pth").write_bytes(data[:-20] + struct.pack("<q", 1 << 38) + data[-12:])
-    assert "claims" in refused(load_torch, tmp_path / "y.pth", allowed=("open",))
+    assert "claims" in refused(load_torch, tmp_path / "y.pth", allowed=("open", "compile"))
     for end in range(0, len(data), 11):
         (tmp_path / "y.pth").write_bytes(data[:end])
-        refused(load_torch, tmp_path / "y.pth", allowed=("open",))
+        refused(load_torch, tmp_path / "y.pth", allowed=("open", "compile"))
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     for data in (b"", b"hello", pickle.dumps({"a": 1}), pickle.dumps(1) * 5, b"PK\3\4 and more"):
         (tmp_path / "x.pth").write_bytes(data)
-        refused(load_torch, tmp_path / "x.pth", allowed=("open",))
+        refused(load_torch, tmp_path / "x.pth", allowed=("open", "compile"))
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive: archive.writestr("a.txt", "x")
-    assert "data.pkl" in refused(load_torch, tmp_path / "x.pth", allowed=("open",))
+    assert "data.pkl" in refused(load_torch, tmp_path / "x.pth", allowed=("open", "compile"))
+
+# ---------- found by review
+
+def test_objects_in_columns_keep_their_places(tmp_path):
+    "numpy writes objects row by row, whatever the order of the array in memory."
+    array = np.array([[1, "two", None], [4, [5], {6: 7}]], dtype=object).T
+    np.savez(tmp_path / "a.npz", x=array)
+    assert load_npz(tmp_path / "a.npz")["x"].tolist() == array.tolist()
+    for protocol in range(6): assert loads_pickle(pickle.dumps(array, protocol), "a").tolist() == array.tolist()
+    assert loads_pickle(dumps_python2(array), "a").tolist() == array.tolist() == pickle.loads(dumps_python2(array), encoding="latin-1").tolist()
+
+@pytest.mark.parametrize("member", [b"\x80\x02" + b"N" * (64 << 20) + b".", b"\x80\x02" + b"]" * (32 << 20) + b"."], ids=["pushes", "lists"])
+def test_a_pickle_folded_into_a_small_zip_is_refused(member, tmp_path):
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as file: file.writestr("x.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + member)
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as file: file.writestr("archive/data.pkl", member)
+    for read, name in ((load_npz, "a.npz"), (load_torch, "a.pth")): assert "packed into" in refused(read, tmp_path / name, allowed=("open", "compile"))
+
+def laughing(depth):
+    "A tuple of two tuples of two tuples ..., in the top of the stack."
+    return b"K\1" + b"".join(b"2\x86" for _ in range(depth))
+
+@pytest.mark.parametrize("data", [
+    glob("numpy.core.multiarray._reconstruct") + glob("numpy.ndarray") + b"K\0\x85U\1b\x87R(K\1" + laughing(40) + glob("numpy.dtype") + b"U\2f8K\0K\1\x87R\x89U\0tb.",
+    glob("_codecs.encode") + text("a") + laughing(40) + b"\x86R.", glob("numpy.dtype") + laughing(40) + b"K\0K\1\x87R(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb.",
+    glob("numpy.dtype") + b"U\2V8K\0K\1\x87R(K\3U\1|N" + laughing(40) + b"\x85}K\x08K\1K\x10tb."], ids=["shape", "encoding", "dtype", "field"])
+def test_nothing_large_is_written_into_a_message_or_hashed(data): refused(loads_pickle, b"\x80\x02" + data, "a.pkl")
+
+def test_complex_keys_are_refused():
+    "Their hashes can be made equal by the thousand."
+    refused(loads_pickle, pickle.dumps({complex(-1000003. * k, k): 0 for k in range(1, 2000)}), "a.pkl")
+
+def test_a_waiting_array_gets_its_content_once():
+    assert "twice" in refused(loads_pickle, glob("numpy.core.multiarray._reconstruct") + glob("numpy.ndarray") + b"K\0\x85U\1b\x87R2" + b"(K\1K\0\x85" + glob("numpy.dtype") + b"U\2f8K\0K\1\x87R(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89U\0tb0Nb.", "a.pkl")
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_conjugated_and_negated_views_are_written_out(legacy, tmp_path):
+    values = torch.tensor([1 + 2j, 3 - 1j])
+    for tensor in (values.conj(), values.conj().imag, values):
+        torch.save(tensor, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+        assert torch.equal(load_torch(tmp_path / "a.pt"), tensor)
+
+def test_aligned_structs_have_no_field_for_their_padding(tmp_path):
+    table = np.array([(1, 2.), (3, 4.)], dtype=np.dtype([("a", "i1"), ("b", "f8")], align=True))
+    np.savez(tmp_path / "a.npz", x=table)
+    found = load_npz(tmp_path / "a.npz")["x"]
+    assert found.dtype.names == ("a", "b") and found.dtype.itemsize == 16 and (found == table).all()
+
+def test_arrays_in_the_order_of_their_axes():
+    "Protocol 5 of numpy 2.3: the memory is given as it lies, with the order of the axes."
+    memory = np.arange(24.).reshape(2, 3, 4)
+    data = glob("numpy._core.numeric._frombuffer") + b"(" + b"B" + struct.pack("<I", memory.nbytes) + memory.tobytes() + glob("numpy.dtype") + b"X\2\0\0\0f8K\0K\1\x87R(K\3X\1\0\0\0<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb" \
+        + b"K\2K\3K\4\x87X\1\0\0\0KK\1K\2K\0\x87tR."
+    assert np.array_equal(loads_pickle(data, "a"), memory.transpose(1, 2, 0))
+    refused(loads_pickle, data.replace(b"K\1K\2K\0\x87tR.", b"K\1K\2K\2\x87tR."), "a")

@@ -14,11 +14,7 @@ from poseprojects.data.surreal import Convention, axis_rotations, camera, centre
 from poseprojects.skeleton import H36M17, SMPL24
 from poseprojects.storage import InputError
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSEPROJECTS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):

@@ -10,7 +10,7 @@ __all__ = ['PROTOCOL', 'RECIPE', 'SUBJECTS', 'SPLITS', 'CAMERAS', 'ACTIONS', 'IN
            'Detections', 'published_difference', 'read_lcn', 'find_layout', 'load', 'write_videopose3d', 'example']
 
 # %% ../../nbs/data/h36m.ipynb #9ea73560
-import math, re
+import itertools, math, re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ ABOUT = About(title="Human3.6M", gives="3D and 2D poses of 7 people, 15 actions,
     licence="free for academic use after registration with the owner; no redistribution", url="http://vision.imar.ro/human3.6m",
     size="pose files: not known here; converted 900 MB at 50 Hz, both splits",
     files=("S*/MyPoseFeatures/D3_Positions/*.cdf with D2_Positions and metadata.xml", "data_3d_h36m.npz, data_2d_h36m_*.npz", "h36m_train.pkl, h36m_test.pkl, h36m_sh_dt_ft.pkl"),
-    needs=("cdflib", "h5py"), inputs=("gt", *INPUTS),
+    needs=("h5py",), inputs=("gt", *INPUTS),
     verified="written from descriptions, not from the owner's files: order of the numbers in metadata.xml, axis order in cameras.h5, file names of HRNet and hourglass detections, convention of T in LCN's camera_param; each is checked against pixels or other cameras when it is read")
 
 # %% ../../nbs/data/h36m.ipynb #a3b41692
@@ -760,6 +760,10 @@ def _resected(root: Path, subjects: Sequence[str], matches: Matches, in_camera: 
         found[c] = resect_together(world, pixels, size, extrinsics=not in_camera, name=f"camera {c}")
         loose = max(loose, 0. if in_camera else centre_error(found[c], world, pixels))
         if loose > 0.02: raise InputError(f"{root}: the place of camera {c} is known to {1000 * loose:.0f} mm only, expected 20 mm or better: the pixels are not exact, or the people stand in one place; give metadata.xml, cameras.h5 or *camera*.json")
+    for c, other in itertools.permutations(CAMERAS, 2):
+        as_other = replace(found[c][:1], names=(other,), resolution=torch.tensor([CAMERAS[other]], dtype=torch.float64))
+        if published_difference(replace(found[c][:1], names=(c,))) > 3 and published_difference(as_other) < 1:
+            raise InputError(f"{root}: the lens found for camera {c} is that of {other}, expected the four cameras of each recording in the order {', '.join(CAMERAS)}")
     cameras = {s: replace(_joined(found[c][[0 if in_camera else k]] for c in CAMERAS), names=tuple(CAMERAS)) for k, s in enumerate(subjects)}
     worst = max(_median_distance(cameras[s], list(CAMERAS).index(c), *pair) for (s, c), pair in matches.items())
     return cameras, {"from": "resection" + (", world = camera frame" if in_camera else ""), "reprojection_px": round(worst, 6), "centre_mm": round(1000 * loose, 3)}
@@ -799,7 +803,7 @@ def _column(values: list, shape: tuple, what: str) -> np.ndarray:
 
 def _lcn_camera(given: Any, path: str) -> tuple[str, np.ndarray]: # name, and 21 numbers R T fx fy cx cy k p
     "One `camera_param`."
-    if not isinstance(given, Mapping) or given.keys() < {*_LCN_CAMERA, "name"}: raise InputError(f"{path}, field 'camera_param': found {type(given).__name__} without all fields, expected {', '.join(_LCN_CAMERA)} and name")
+    if not isinstance(given, Mapping) or not {*_LCN_CAMERA, "name"} <= given.keys(): raise InputError(f"{path}, field 'camera_param': found {type(given).__name__} without all fields, expected {', '.join(_LCN_CAMERA)} and name")
     name = _letters(given["name"])
     if name not in CAMERAS: raise InputError(f"{path}, field 'camera_param': the name is {name[:20]!r}, expected one of {', '.join(CAMERAS)}")
     return name, np.concatenate([_numbers(given[n], count, f"{path}, field 'camera_param', {n}") for n, count in _LCN_CAMERA.items()])
@@ -840,8 +844,9 @@ def _lcn_cameras(t: Mapping[str, Any], path: Path) -> tuple[dict[tuple[str, str]
     made = {centre: {key: _cameras([key[1]], p[None, :9], p[None, 9:12], p[None, 12:14], p[None, 14:16], p[None, 16:19], p[None, 19:], f"{path}, field 'camera_param' of {key[0]}", centre)
                      for key, p in ((key, t["camera_param"][n]) for key, n in sorted(first.items(), key=lambda x: (SUBJECTS["all"].index(x[0][0]), list(CAMERAS).index(x[0][1]))))} for centre in (True, False)}
     instant = np.stack([t[n] for n in ("subject", "action", "subaction", "imageid")], 1)
-    some = np.unique(instant, axis=0, return_index=True)[1]
-    chosen = {tuple(row) for row in instant[np.sort(some)[:: max(1, len(some) // 50)]]}
+    some = np.sort(np.unique(instant, axis=0, return_index=True)[1])
+    of_subject = [some[instant[some, 0] == s] for s in np.unique(instant[:, 0])]
+    chosen = {tuple(row) for rows in of_subject for row in instant[rows[:: max(1, len(rows) // 20)]]}
     rows = [n for n in np.flatnonzero(np.isin(t["imageid"], [c[3] for c in chosen])) if tuple(instant[n]) in chosen]
     apart = {centre: _apart(t, keys, rows, instant, cameras) for centre, cameras in made.items()}
     best = min(apart, key=lambda c: apart[c])
@@ -849,10 +854,14 @@ def _lcn_cameras(t: Mapping[str, Any], path: Path) -> tuple[dict[tuple[str, str]
     return made[best], "centre" if best else "translation"
 
 def _apart(t: Mapping[str, Any], keys: list, rows: Sequence[int], instant: np.ndarray, cameras: Mapping[tuple, Cameras]) -> float: # metres; 0 when each instant has one camera
-    "Median distance between the places where different cameras put the pelvis at one instant."
-    places: dict[tuple, list] = {}
-    for n in rows: places.setdefault(tuple(instant[n]), []).append(camera_to_world(torch.tensor(t["joint_3d_camera"][n][:1] / 1000, dtype=torch.float64), cameras[keys[n]][0])[0].numpy())
-    return float(np.median([np.ptp(np.stack(p), axis=0).max() for p in places.values()]))
+    "How far the worst camera of any subject puts the pelvis from where the others see it at the same instant; the median over instants."
+    places: dict[tuple, dict] = {}
+    for n in rows: places.setdefault(tuple(instant[n]), {})[keys[n]] = camera_to_world(torch.tensor(t["joint_3d_camera"][n][:1] / 1000, dtype=torch.float64), cameras[keys[n]][0])[0].numpy()
+    away: dict[tuple, list] = {}
+    for seen in places.values():
+        for key, place in seen.items():
+            if others := [p for other, p in seen.items() if other != key]: away.setdefault(key, []).append(np.linalg.norm(place - np.median(others, axis=0)))
+    return max((float(np.median(distances)) for distances in away.values()), default=0.)
 
 def _lcn_detections(root: Path, part: str, count: int) -> tuple[np.ndarray, np.ndarray]: # px (n, 17, 2), confidence (n, 17)
     "The hourglass detections that stand row by row beside one of the lists."

@@ -134,15 +134,19 @@ def _check_rows(labels: Labels) -> None:
 
 def _check_views_agree(labels: Labels) -> None:
     "The pose of an instant, turned into the world, must not depend on the view."
-    _, instant = np.unique(np.stack([labels.seq, labels.frame], 1), axis=0, return_inverse=True)
-    order = np.argsort(instant.reshape(-1), kind="stable")
-    same = np.diff(instant.reshape(-1)[order]) == 0
-    if not same.any(): return
-    world = np.einsum("nba,npjb->npja", labels.rotation, labels.pose)[order]
-    apart = np.linalg.norm(world[1:] - world[:-1], axis=-1).mean((1, 2))[same]
-    if np.median(apart) > .1:
-        row = order[:-1][same][int(apart.argmax())]
-        raise InputError(f"{labels.path}: turned into the world, the poses of one instant differ by {np.median(apart):.2f} m between views (seq {labels.seq[row]}, frame {labels.frame[row]}), "
+    keys, instant, count = np.unique(np.stack([labels.seq, labels.frame], 1), axis=0, return_inverse=True, return_counts=True)
+    instant, world = instant.reshape(-1), np.einsum("nba,npjb->npja", labels.rotation, labels.pose)
+    total = np.zeros((len(keys), *world.shape[1:]))
+    np.add.at(total, instant, world)
+    several = count[instant] > 1
+    if not several.any(): return
+    others = (total[instant] - world) / np.maximum(count[instant] - 1, 1)[:, None, None, None]
+    apart = np.linalg.norm(world - others, axis=-1).mean((1, 2))
+    views = np.unique(np.stack([labels.seq, labels.cam], 1)[several], axis=0)
+    far = {(s, c): float(np.median(apart[several & (labels.seq == s) & (labels.cam == c)])) for s, c in views.tolist()} # one by one: a wrong camera among four would not move the median of all
+    (s, c), distance = max(far.items(), key=lambda item: item[1])
+    if distance > .1:
+        raise InputError(f"{labels.path}: turned into the world, the poses of one instant differ by {distance:.2f} m between views (most in seq {s}, camera {c}), "
                          f"expected the same pose: {'R_cam_2_world' if labels.nsd else 'extrinsic_rot'} must be {'camera to world' if labels.nsd else 'world to crop camera, corrected for the crop'}, and 3D in that camera")
 
 def complete_instants(

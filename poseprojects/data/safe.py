@@ -35,10 +35,11 @@ _UNSET = object() # an entry of the memo that nothing was put into
 
 class _Machine:
     "Stack, marks and memo of one pickle."
-    def __init__(self, data: bytes | mmap.mmap, what: str, at: int = 0, storages: Callable | None = None):
+    def __init__(self, data: bytes | mmap.mmap, what: str, at: int = 0, storages: Callable | None = None, stored: int | None = None): # stored: bytes that it took in a compressed file
         self.data, self.what, self.at, self.storages = data, what, at, storages
         self.stack, self.marks, self.memo = [], [], []
-        self.left, self.tuple_keys = _FREE + _BUILT * len(data), 10_000
+        self.length = len(data) if stored is None else min(len(data), 8 * stored)
+        self.left, self.tuple_keys = _FREE + _BUILT * self.length, 10_000
 
     def refuse(self, name: str, wanted: str = "asks for") -> InputError:
         "The refusal of a name from the file."
@@ -107,7 +108,7 @@ class _Machine:
             self.tuple_keys -= 1
             if self.tuple_keys < 0 or len(value) > 16 or any(type(v) is tuple for v in value): raise _Damaged("tuples as keys are too many, too long or nested")
             return tuple(self.key(v) for v in value)
-        if kind not in _KEYS and not isinstance(value, (np.number, np.bool_, np.str_, np.bytes_)): raise _Damaged(f"a key is a {_called(value)}")
+        if kind not in _KEYS and not isinstance(value, (np.integer, np.floating, np.bool_, np.str_, np.bytes_)): raise _Damaged(f"a key is a {_called(value)}")
         return value
 
     def run(self) -> Any:
@@ -119,7 +120,12 @@ class _Machine:
         self.at += 1
         return _plain(self.stack.pop(), self)
 
-_KEYS = {str, bytes, int, float, bool, complex, type(None)}
+_KEYS = {str, bytes, int, float, bool, type(None)}
+
+def _said(value: Any) -> str:
+    "A value of the file in a message: only what is short by itself is written out."
+    if type(value) is tuple and len(value) <= 32 and all(type(v) is int and v.bit_length() < 200 for v in value): return str(value)[:60]
+    return repr(value[:40]) if type(value) in (str, bytes) else str(value) if type(value) is int and value.bit_length() < 200 else f"a {_called(value)}"
 
 def _called(value: Any) -> str:
     "What a value is called in a message."
@@ -294,9 +300,11 @@ def _build(m: _Machine):
     state, target = m.stack.pop(), m.stack[-1]
     if type(target) is OrderedDict and type(state) is dict: return
     if type(target) is not _Pending: raise m.refuse(_called(target), "sets the state of")
+    if target.finish is None: raise _Damaged(f"a {target.full} gets its content twice")
     m.stack[-1] = made = target.finish(m, state)
     for slot in target.slots:
         if m.memo[slot] is target: m.memo[slot] = made
+    target.finish, target.slots = None, []
 
 @_instruction("INST")
 def _instance(m: _Machine): raise m.refuse(f"{_latin1(m.line(1000))}.{_latin1(m.line(1000))}", "makes an instance of")
@@ -319,7 +327,7 @@ def _set_of(m: _Machine, values: Any, kind: type) -> set | frozenset:
 
 def _encode(m: _Machine, text: str, encoding: str = "latin1") -> bytes:
     "Bytes, as protocols 0 to 2 write them."
-    if type(text) is not str or encoding not in ("latin1", "latin-1", "iso-8859-1"): raise _Damaged(f"bytes encoded as {encoding!r:.40}")
+    if type(text) is not str or type(encoding) is not str or encoding not in ("latin1", "latin-1", "iso-8859-1"): raise _Damaged(f"bytes encoded as {_said(encoding)}")
     m.spend(len(text))
     return text.encode("latin-1")
 
@@ -365,7 +373,7 @@ def _leaves(dtype: np.dtype) -> int:
 
 def _plain_dtype(code: Any, order: str, length: int) -> np.dtype:
     "The dtype of a code such as f8."
-    if type(code) is not str or not _DTYPE.fullmatch(code) or order not in ("<", ">", "=", "|"): raise _Damaged(f"dtype {code!r:.40} is not known")
+    if type(code) is not str or type(order) is not str or not _DTYPE.fullmatch(code) or order not in ("<", ">", "=", "|"): raise _Damaged(f"dtype {_said(code)} is not known")
     if code[0] in "SUV" and int(code[1:]) > length: raise _Damaged(f"dtype {code}: an element is longer than the file")
     return np.dtype("O" if code[0] == "O" else code).newbyteorder(order)
 
@@ -383,8 +391,8 @@ def _finish_dtype(m: _Machine, code: str, version: int, order: str, subarray: tu
         return _checked(np.dtype((base, shape)), len(m.data))
     if names is None: return _plain_dtype(code, order, len(m.data))
     if type(names) is not tuple or type(fields) is not dict or not 0 < len(names) <= 1000: raise _Damaged("the fields of a dtype")
-    parts = [fields[n] for n in names]
-    if not all(type(n) is str and isinstance(p[0], np.dtype) and type(p[1]) is int and p[1] >= 0 for n, p in zip(names, parts)) or type(size) is not int or size > len(m.data):
+    parts = [fields[n] if type(n) is str else None for n in names]
+    if not all(type(p) is tuple and len(p) >= 2 and isinstance(p[0], np.dtype) and type(p[1]) is int and p[1] >= 0 for p in parts) or type(size) is not int or size > len(m.data):
         raise _Damaged("the fields of a dtype")
     m.spend(200 * len(names))
     return _checked(np.dtype({"names": list(names), "formats": [p[0] for p in parts], "offsets": [p[1] for p in parts], "itemsize": size}), len(m.data))
@@ -392,7 +400,7 @@ def _finish_dtype(m: _Machine, code: str, version: int, order: str, subarray: tu
 def _shape(shape: Any, length: int) -> tuple[int, ...]:
     "A shape that can be: whole numbers, none of them beyond what a file of this length can hold."
     if type(shape) is not tuple or len(shape) > 32 or not all(type(s) is int and 0 <= s <= max(length, 1 << 16) for s in shape):
-        raise _Damaged(f"an array claims the shape {str(shape)[:60]}")
+        raise _Damaged(f"an array claims the shape {_said(shape)}")
     return shape
 
 def _array(m: _Machine, shape: Any, dtype: Any, fortran: bool, content: Any) -> Shaped[np.ndarray, "..."]:
@@ -403,7 +411,7 @@ def _array(m: _Machine, shape: Any, dtype: Any, fortran: bool, content: Any) -> 
     if dtype == object:
         if type(content) is not list or len(content) != count: raise _Damaged(f"shape {shape} needs {count:,} objects")
         m.spend(112 + 8 * count)
-        return _objects(content).reshape(shape, order=order)
+        return _objects(content).reshape(shape) # numpy writes objects row by row, whatever the order in memory is
     raw = _raw(m, content)
     if dtype.itemsize < 1 or len(raw) != count * dtype.itemsize: raise _Damaged(f"an array of shape {shape} and {dtype.itemsize} bytes each has {len(raw):,} bytes")
     m.spend(112 + len(raw))
@@ -431,7 +439,10 @@ def _scalar(m: _Machine, dtype: Any, content: Any) -> np.generic:
 
 def _from_buffer(m: _Machine, content: Any, dtype: Any, shape: Any, order: str, *axes: Any) -> Shaped[np.ndarray, "..."]:
     "An array, as protocol 5 writes it."
-    if order not in ("C", "F") or axes: raise _Damaged(f"an array in order {order!r:.20}")
+    if type(order) is str and order == "K" and len(axes) == 1: # numpy 2.3 and later: a transposed array, its memory in order of the axes
+        if type(axes[0]) is not tuple or not all(type(a) is int for a in axes[0]) or sorted(axes[0]) != list(range(len(_shape(shape, len(m.data))))): raise _Damaged("an array with an order of axes that is none")
+        return _array(m, shape, dtype, False, content).transpose(axes[0])
+    if type(order) is not str or order not in ("C", "F") or any(a is not None for a in axes): raise _Damaged(f"an array in order {_said(order)}")
     return _array(m, shape, dtype, order == "F", content)
 
 def _state_alone(full: str) -> Callable:
@@ -468,7 +479,7 @@ def _inside(value: Any, m: _Machine) -> tuple[int, Any]:
 
 def _plain(root: Any, m: _Machine) -> Any:
     "The value itself, when all of it is plain, ends, and is not too large written out."
-    limit, done, trail = _FREE + _WRITTEN_OUT * len(m.data), {}, []
+    limit, done, trail = _FREE + _WRITTEN_OUT * m.length, {}, []
     def enter(value):
         if len(trail) >= _DEPTH: raise _Damaged(f"containers are nested deeper than {_DEPTH}")
         weight, children = _inside(value, m)
@@ -500,9 +511,10 @@ def _count(top: list, weight: int, depth: int, above: int, limit: int):
     if above + depth > _DEPTH: raise _Damaged(f"containers are nested deeper than {_DEPTH}")
 
 # %% ../../nbs/data/safe.ipynb #6001616d
-def _interpret(data: bytes | mmap.mmap, what: str, at: int = 0, storages: Callable | None = None) -> tuple[Any, int]:
+def _interpret(data: bytes | mmap.mmap, what: str, at: int = 0, storages: Callable | None = None, stored: int | None = None) -> tuple[Any, int]:
     "The value of the pickle that begins at a byte, and where it ends; every error is an `InputError`."
-    machine = _Machine(data, what, at, storages)
+    if stored is not None and len(data) > 32 * stored + (1 << 24): raise InputError(f"{what}: a pickle of {len(data):,} bytes was packed into {stored:,}, expected no such folding")
+    machine = _Machine(data, what, at, storages, stored)
     try: return machine.run(), machine.at
     except InputError: raise
     except IndexError as error:
@@ -545,12 +557,15 @@ def _header_dtype(descr: Any, length: int, depth: int = 0) -> np.dtype:
     "The dtype that a header describes: a code with byte order, or a list of fields."
     if type(descr) is str: return _plain_dtype(descr.lstrip("<>|=") , descr[0] if descr[:1] in tuple("<>|=") else "=", length)
     if type(descr) is not list or not 0 < len(descr) <= 1000 or depth > 4: raise _Damaged(f"dtype {descr!r:.40} is not known")
-    fields = []
+    names, formats, offsets, end = [], [], [], 0
     for name, part, *shape in descr:
         shape = _shape(shape[0] if shape else (), length)
         if type(name) is not str or math.prod(shape) > length: raise _Damaged("the fields of a dtype")
-        fields.append((name, _header_dtype(part, length, depth + 1), shape))
-    return _checked(np.dtype(fields), length)
+        base = _header_dtype(part, length, depth + 1)
+        dtype = np.dtype((base, shape)) if shape else base
+        if name or base.kind != "V" or base.names: names.append(name), formats.append(dtype), offsets.append(end) # the rest pads an aligned struct
+        end += dtype.itemsize
+    return _checked(np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": end}), length)
 
 def _npy_header(stream: BinaryIO, length: int) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     "dtype, shape, order and the length of the header itself."
@@ -567,11 +582,11 @@ def _npy_header(stream: BinaryIO, length: int) -> tuple[np.dtype, tuple[int, ...
     if type(shape) is not tuple or len(shape) > 32 or not all(type(s) is int and s >= 0 for s in shape): raise _Damaged(f"shape {str(shape)[:60]}")
     return dtype, shape, fields["fortran_order"], 8 + width + size
 
-def _read_npy(stream: BinaryIO, length: int, what: str) -> Shaped[np.ndarray, "..."]:
-    "The array of a stream of this many bytes."
+def _read_npy(stream: BinaryIO, length: int, what: str, stored: int | None = None) -> Shaped[np.ndarray, "..."]:
+    "The array of a stream of this many bytes, packed or not."
     dtype, shape, fortran, start = _npy_header(stream, length)
     if dtype == object:
-        array = loads_pickle(stream.read(length - start), what)
+        array, _ = _interpret(stream.read(length - start), what, stored=stored)
         if type(array) is not np.ndarray or array.dtype != object or array.shape != shape: raise _Damaged(f"its content is no array of objects of shape {shape}")
         return array
     need = math.prod(shape) * dtype.itemsize
@@ -579,7 +594,8 @@ def _read_npy(stream: BinaryIO, length: int, what: str) -> Shaped[np.ndarray, ".
     buffer, filled = bytearray(need), 0
     while filled < need and (got := stream.readinto(memoryview(buffer)[filled:filled + (1 << 24)])): filled += got
     if filled < need: raise _Damaged(f"it ends after {filled:,} of {need:,} bytes")
-    return _native(np.frombuffer(buffer, dtype).reshape(shape, order="F" if fortran else "C"))
+    array = np.frombuffer(buffer, dtype).reshape(shape, order="F" if fortran else "C")
+    return array if dtype.isnative or dtype.names else array.byteswap(inplace=True).view(dtype.newbyteorder("=")) # in its place: the array may be large
 
 def _guarded(what: str, read: Callable, kind: str, *arguments: Any) -> Any:
     "Calls a reader; whatever it raises becomes one sentence."
@@ -617,10 +633,10 @@ class _Archive:
         self.left -= info.file_size
         if self.left < 0: raise InputError(f"{what}: the archive unpacks to over {self.limit >> 20:,} MB, expected {self.kind}")
         def inner():
-            with self.zip.open(info) as stream: return reader(stream, info.file_size, what)
+            with self.zip.open(info) as stream: return reader(stream, info.file_size, what, info.compress_size)
         return _guarded(what, inner, self.kind)
 
-def _all_of(stream: BinaryIO, length: int, what: str) -> bytes:
+def _all_of(stream: BinaryIO, length: int, what: str, stored: int | None = None) -> bytes:
     data = stream.read(length)
     if len(data) < length: raise _Damaged(f"it ends after {len(data):,} of {length:,} bytes")
     return data
@@ -647,11 +663,11 @@ class _Storage:
     def __init__(self, dtype: Any, numbers: Any): self.dtype, self.numbers = dtype, numbers
 
 def _whole(values: Any) -> tuple[int, ...]:
-    if type(values) is not tuple or len(values) > 32 or not all(type(v) is int and 0 <= v < 1 << 40 for v in values): raise _Damaged(f"a tensor claims the size or stride {str(values)[:60]}")
+    if type(values) is not tuple or len(values) > 32 or not all(type(v) is int and 0 <= v < 1 << 40 for v in values): raise _Damaged(f"a tensor claims the size or stride {_said(values)}")
     return values
 
 def _tensor(m: _Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    "A tensor that looks at a storage; gradients and hooks are left out."
+    "A tensor that looks at a storage; gradients and hooks are left out, conjugated and negated views are written out."
     import torch
     if type(storage) is not _Storage: raise _Damaged(f"a tensor's storage is a {_called(storage)}")
     size, stride, (offset,) = _whole(size), _whole(stride), _whole((offset,))
@@ -660,7 +676,10 @@ def _tensor(m: _Machine, storage: Any, offset: Any, size: Any, stride: Any, *res
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if 0 not in size and (last >= len(storage.numbers) or math.prod(size) > 16 * len(storage.numbers)): raise _Damaged(f"a tensor of size {size} looks beyond its storage of {len(storage.numbers):,}")
     if 0 in size: return torch.empty(size, dtype=storage.dtype)
-    return torch.as_strided(storage.numbers, size, stride, offset)
+    tensor, marks = torch.as_strided(storage.numbers, size, stride, offset), rest[2] if len(rest) > 2 and rest[2] is not None else {}
+    if type(marks) is not dict or set(marks) - {"conj", "neg"}: raise _Damaged("a tensor has marks beside conj and neg")
+    tensor = tensor.conj().resolve_conj() if marks.get("conj") else tensor
+    return -tensor if marks.get("neg") else tensor
 
 def _parameter(m: _Machine, data: Any, *rest: Any) -> Any: return data
 
@@ -701,7 +720,8 @@ def _load_zip(archive: _Archive) -> Any:
         if name not in archive.members: raise _Damaged(f"storage {key[:40]!r} is not in the file")
         if (key, dtype) not in known: known[key, dtype] = _Storage(dtype, _numbers(archive.read(name, _all_of), dtype, count, order == b"big"))
         return known[key, dtype]
-    return _interpret(archive.read(f"{roots[0]}/data.pkl", _all_of), f"{archive.path}, data.pkl", 0, storages)[0]
+    name = f"{roots[0]}/data.pkl"
+    return _interpret(archive.read(name, _all_of), f"{archive.path}, data.pkl", 0, storages, archive.members[name].compress_size)[0]
 
 def _load_stream(path: str | Path, data: bytes | mmap.mmap) -> Any:
     "A checkpoint older than torch 1.6."
@@ -764,7 +784,7 @@ def _array2(array: Shaped[np.ndarray, "..."]) -> bytes:
     "numpy.core.multiarray._reconstruct and its state."
     fortran = array.flags.fnc
     head = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R(K\1"
-    content = _value2(list(array.ravel(order="F" if fortran else "C"))) if array.dtype == object else _Text(array.tobytes(order="A"))
+    content = _value2(list(array.ravel())) if array.dtype == object else _Text(array.tobytes(order="A"))
     return head + _value2(array.shape) + _dtype2(array.dtype) + (b"\x88" if fortran else b"\x89") + content + b"tb"
 
 def _value2(value: Any) -> bytes:

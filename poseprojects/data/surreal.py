@@ -37,7 +37,7 @@ ABOUT = About(
     size="owner's size not known; converted, a sample takes 0.6 KB, with image and mask 0.3 MB",
     files=("<split>/run*/<sequence>/*_info.mat", "*_segm.mat for masks", "*.mp4 for images"),
     needs=("av",),
-    verified="no file of the owner was read. Not verified: the folder names, that gender is 0 for women and 1 for men, the direction of the axes (tested for every set), reports of exchanged sides (settled by the knees) and of mirrored 2D joints (tested)")
+    verified="no file of the owner was read. Not verified: the folder names, the rate of 30 Hz, that gender is 0 for women and 1 for men, the direction of the axes (tested for every set), reports of exchanged sides (settled by the knees) and of mirrored 2D joints (tested)")
 PROTOCOL = Protocol("surreal", "smpl24", action_mean=False, note="rendered people; no protocol is agreed on in the methods here")
 SPLITS = ("train", "val", "test")
 RECIPE = 1 # raised when the same files would give another set
