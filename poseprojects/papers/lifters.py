@@ -116,11 +116,15 @@ class Lifter(nn.Module):
 
     def predict(self, batch: Batch) -> Float[Tensor, "b 1 j 3"]: # metres, camera frame, relative to the root
         "The lifted pose in the joints of the set; a joint that the network does not know is made by the conversion's rule."
-        pose = self.writing.inverse(self.network(self.read(batch)))
-        if self.config.units == "standard": pose = F.pad(pose[:, 1:], (0, 0, 1, 0)) # the root has no spread, so its unit there means nothing
+        return self.root_relative(self.network(self.read(batch)))[:, None]
+
+    def root_relative(self, answer: Float[Tensor, "*b k 3"]) -> Float[Tensor, "*b j 3"]: # answer: of the network
+        "Metres in the joints of the set, relative to their root."
+        pose = self.writing.inverse(answer)
+        if self.config.units == "standard": pose = F.pad(pose[..., 1:, :], (0, 0, 1, 0)) # the root has no spread, so its unit there means nothing
         pose = self.outwards(pose)
         root = self.skeleton.root
-        return (pose - pose[:, root:root + 1])[:, None]
+        return pose - pose[..., root:root + 1, :]
 
 # %% ../../nbs/papers/lifters.ipynb #e6452abb
 def scoring(

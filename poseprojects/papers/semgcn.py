@@ -149,7 +149,7 @@ class Config(LifterConfig):
         if self.non_local and self.joints != 16: raise InputError("SemGCN: non-local units group the 16 joints in pairs; choose joints = 16")
 
 VARIANTS = {"paper": Config(non_local=True), "plain": Config(), "poseaug": Config(), "17-joints": Config(joints=17),
-            "short-run": Config(units="standard"), "short-run+non-local": Config(units="standard", non_local=True)}
+            "short-run": Config(units="standard", joints=17), "short-run+non-local": Config(units="standard", non_local=True)}
 PLANS = {"paper": Plan("paper", epochs=50, batch_size=64, learning_rate=1e-3, schedule=Schedule("staircase", gamma=0.96, every=100_000), clip_norm=1.), # release: 30 to 100 epochs
          "poseaug": poseaug_plan(100, 2e-2), "quick": quick_plan()}
 DEFAULT_VARIANT = {"paper": "paper", "poseaug": "poseaug", "quick": "short-run"} # plan -> variant, when none is named
