@@ -12,6 +12,7 @@ from poseprojects.data import synthetic
 from poseprojects.papers import mlp, semgcn, stgcn, videopose
 from poseprojects.papers.lifters import Lifter, LifterConfig, centred, joint_maps, scoring
 from poseprojects.papers.mlp import MLPNetwork
+from poseprojects.papers.normed import as_poses, in_pieces
 from poseprojects.papers.semgcn import SemGCNNetwork, SemGraphConv, adjacency
 from poseprojects.papers.stgcn import STGCNNetwork, SixteenJoints
 from poseprojects.papers.videopose import ClipNetwork, TemporalNetwork
@@ -94,11 +95,14 @@ def test_semgcn_equals_its_equation_written_out():
         wanted = layer.bias + a[i, i] * x[:, i] @ layer.W[0] + sum(a[i, j] * x[:, j] @ layer.W[1] for j in range(16) if j != i)
         assert torch.allclose(found[:, i], wanted, atol=1e-6)
 
-@pytest.mark.parametrize("inputs, outputs", [(2, 8), (8, 8), (8, 3)])
-def test_joint_by_joint_is_the_same_convolution(inputs, outputs):
-    layer, x = SemGraphConv(inputs, outputs, adjacency(H36M16)).double(), torch.randn(5, 16, inputs, dtype=torch.float64)
+@pytest.mark.parametrize("form", ["mixed first", "channels first"])
+def test_the_convolution_in_pieces_is_the_same(form):
+    layer, x = SemGraphConv(8, 3, adjacency(H36M16)).double(), torch.randn(6, 16, 8, dtype=torch.float64)
     nn.init.normal_(layer.e)
-    answers = [layer(x), layer.joint_by_joint(x.transpose(0, 1)).transpose(0, 1)]
+    pieces = in_pieces(x, 2)
+    if form == "channels first": other = layer.narrowing(pieces)
+    else: other = sum(heard @ W for heard, W in zip((layer.mixing() @ pieces.flatten(2)).view(3, 2, 16, 2, 8).unbind(1), layer.W)) + layer.bias
+    answers = [layer(x), as_poses(other)]
     assert torch.allclose(*answers, atol=1e-12)
     slope = torch.randn_like(answers[0])
     for a, b in zip(*(torch.autograd.grad(y, list(layer.parameters()), slope) for y in answers)): assert torch.allclose(a, b, atol=1e-10)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.base import PoseSet
+from .blocks import FastDropout
 from .lifters import Lifter, LifterConfig, poseaug_plan, quick_plan, scoring
 from ..train.engine import Plan
 from ..train.schedules import Schedule
@@ -25,25 +26,25 @@ class Block(nn.Module):
     def __init__(self, width: int, dropout: float):
         super().__init__()
         self.w1, self.batch_norm1, self.w2, self.batch_norm2 = nn.Linear(width, width), nn.BatchNorm1d(width), nn.Linear(width, width), nn.BatchNorm1d(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FastDropout(dropout)
 
     def forward(self, x: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
-        y = self.dropout(F.relu(self.batch_norm1(self.w1(x))))
-        return x + self.dropout(F.relu(self.batch_norm2(self.w2(y))))
+        y = self.dropout(F.relu(self.batch_norm1(self.w1(x)), inplace=True))
+        return x + self.dropout(F.relu(self.batch_norm2(self.w2(y)), inplace=True))
 
 class MLPNetwork(nn.Module):
     "2D joints to root-relative 3D joints, the root zero; names and shapes of the released state dicts."
 
     def __init__(self, joints: int = 16, width: int = 1024, stages: int = 2, dropout: float = 0.25):
         super().__init__()
-        self.w1, self.batch_norm1, self.dropout = nn.Linear(2 * joints, width), nn.BatchNorm1d(width), nn.Dropout(dropout)
+        self.w1, self.batch_norm1, self.dropout = nn.Linear(2 * joints, width), nn.BatchNorm1d(width), FastDropout(dropout)
         self.linear_stages = nn.ModuleList(Block(width, dropout) for _ in range(stages))
         self.w2 = nn.Linear(width, 3 * (joints - 1))
         for layer in self.modules():
             if isinstance(layer, nn.Linear): nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, pose_2d: Float[Tensor, "b j 2"]) -> Float[Tensor, "b j 3"]:
-        y = self.dropout(F.relu(self.batch_norm1(self.w1(pose_2d.flatten(1)))))
+        y = self.dropout(F.relu(self.batch_norm1(self.w1(pose_2d.flatten(1))), inplace=True))
         for stage in self.linear_stages: y = stage(y)
         return F.pad(self.w2(y).unflatten(1, (-1, 3)), (0, 0, 1, 0))
 

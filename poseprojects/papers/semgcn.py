@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.base import PoseSet
+from .blocks import FastDropout
 from .lifters import Lifter, LifterConfig, poseaug_plan, quick_plan, scoring
+from .normed import as_poses, in_pieces, normed
 from ..skeleton import H36M16, H36M17, Skeleton
 from ..storage import InputError
 from ..train.engine import Plan
@@ -53,17 +55,18 @@ class SemGraphConv(nn.Module):
         own = torch.diagonal(a)[:, None]
         return own * (x @ self.W[0]) + (a - torch.diag_embed(own[:, 0])) @ (x @ self.W[1]) + self.bias
 
-    def joint_by_joint(self, x: Float[Tensor, "j b i"]) -> Float[Tensor, "j b o"]:
-        "The same, with the joints first: mixing joints is one product of whole rows, and the channels are mixed for all poses at once."
+    def mixing(self) -> Float[Tensor, "jj j"]: # 2 j rows
+        "What every joint hears: first of itself, then of the others."
         a = self.attention()
-        own, (joints, poses, inputs), outputs = torch.diagonal(a), x.shape, self.bias.numel()
-        others = a - torch.diag_embed(own)
-        if inputs <= outputs: # joints first, channels after
-            heard, kept = (others @ x.reshape(joints, -1)).view(-1, inputs), (x * own[:, None, None]).reshape(-1, inputs)
-            return torch.addmm(torch.addmm(self.bias, kept, self.W[0]), heard, self.W[1]).view(joints, poses, outputs)
-        flat = x.reshape(-1, inputs)
-        heard = (others @ (flat @ self.W[1]).view(joints, -1)).view(joints, poses, outputs)
-        return torch.addcmul(heard + self.bias, (flat @ self.W[0]).view(joints, poses, outputs), own[:, None, None])
+        own = torch.diag_embed(torch.diagonal(a))
+        return torch.cat([own, a - own])
+
+    def narrowing(self, x: Float[Tensor, "k j b i"]) -> Float[Tensor, "k j b o"]:
+        "The same in pieces, channels before joints: less to mix where the outputs are fewer than the inputs."
+        a = self.attention()
+        own = torch.diagonal(a)
+        heard = (a - torch.diag_embed(own)) @ (x @ self.W[1]).flatten(2)
+        return own[:, None, None] * (x @ self.W[0]) + heard.unflatten(2, (x.shape[2], -1)) + self.bias
 
 # %% ../../nbs/papers/semgcn.ipynb #4f659155
 class GraphBlock(nn.Module):
@@ -71,10 +74,10 @@ class GraphBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, graph: Float[Tensor, "j j"], dropout: float = 0.):
         super().__init__()
-        self.gconv, self.bn, self.dropout = SemGraphConv(inputs, outputs, graph), nn.BatchNorm1d(outputs), nn.Dropout(dropout)
+        self.gconv, self.bn, self.dropout = SemGraphConv(inputs, outputs, graph), nn.BatchNorm1d(outputs), FastDropout(dropout)
 
-    def forward(self, x: Float[Tensor, "j b i"]) -> Float[Tensor, "j b o"]:
-        return self.dropout(F.relu(self.bn(self.gconv.joint_by_joint(x).flatten(0, 1)), inplace=True)).unflatten(0, x.shape[:2])
+    def forward(self, x: Float[Tensor, "k j b i"]) -> Float[Tensor, "k j b o"]:
+        return self.dropout(normed(x, self.gconv.W, self.bn, self.gconv.mixing(), self.gconv.bias[None]))
 
 class GraphUnit(nn.Module):
     "Two blocks around which the input is carried; no activation after the sum."
@@ -83,7 +86,7 @@ class GraphUnit(nn.Module):
         super().__init__()
         self.gconv1, self.gconv2 = GraphBlock(width, width, graph, dropout), GraphBlock(width, width, graph, dropout)
 
-    def forward(self, x: Float[Tensor, "j b c"]) -> Float[Tensor, "j b c"]: return x + self.gconv2(self.gconv1(x))
+    def forward(self, x: Float[Tensor, "k j b c"]) -> Float[Tensor, "k j b c"]: return x + self.gconv2(self.gconv1(x))
 
 # %% ../../nbs/papers/semgcn.ipynb #c4cb85ec
 PAIRS = (("right_knee", "right_ankle"), ("left_knee", "left_ankle"), ("right_hip", "left_hip"), ("pelvis", "spine"),
@@ -103,13 +106,13 @@ class NonLocal(nn.Module):
         for layer in (self.g[0], self.phi[0], self.theta, self.W[0]): nn.init.kaiming_normal_(layer.weight), nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.W[1].weight), nn.init.zeros_(self.W[1].bias)
 
-    def forward(self, x: Float[Tensor, "j b c"]) -> Float[Tensor, "j b c"]:
-        y = x[self.order].permute(1, 2, 0) # (b, c, j) with the partners of a pair side by side
+    def forward(self, x: Float[Tensor, "k j b c"]) -> Float[Tensor, "k j b c"]:
+        y = as_poses(x)[:, self.order].mT # (n, c, j) with the partners of a pair side by side
         weight = self.concat_project[0].weight.flatten()
         of_joint, of_pair = weight.view(2, -1)
-        scores = torch.einsum("c,bcj->bj", of_joint, self.theta(y))[:, :, None] + torch.einsum("c,bcg->bg", of_pair, self.phi(y))[:, None]
+        scores = torch.einsum("c,ncj->nj", of_joint, self.theta(y))[:, :, None] + torch.einsum("c,ncg->ng", of_pair, self.phi(y))[:, None]
         found = (F.relu(scores) / len(self.order) * 2) @ self.g(y).mT
-        return x + self.W(found.mT).permute(2, 0, 1)[self.order.argsort()]
+        return x + self.W(found.mT).mT[:, self.order.argsort()].unflatten(0, (len(x), -1)).transpose(1, 2)
 
 class _Named(nn.Module):
     "Holds the unit under the released name, which is a keyword today."
@@ -133,7 +136,8 @@ class SemGCNNetwork(nn.Module):
         self.gconv_output = SemGraphConv(width, 3, graph)
 
     def forward(self, pose_2d: Float[Tensor, "b j 2"]) -> Float[Tensor, "b j 3"]:
-        return self.gconv_output.joint_by_joint(self.gconv_layers(self.gconv_input(pose_2d.transpose(0, 1)))).transpose(0, 1)
+        "Inside, poses stand in pieces that fit into the cache."
+        return as_poses(self.gconv_output.narrowing(self.gconv_layers(self.gconv_input(in_pieces(pose_2d, 64)))))
 
 # %% ../../nbs/papers/semgcn.ipynb #314511b6
 @dataclass(frozen=True)
