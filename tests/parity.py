@@ -91,10 +91,11 @@ def check_training(name, network, prefix=""):
     if "train_out_y" in numbers: assert_near(answer.detach(), numbers["train_out_y"], limit["train_out_y"], f"{name} training output")
     assert_near(float(loss.detach()), float(numbers["train_loss"]), limit["train_loss"], f"{name} loss")
     norm = lambda tensor: float(tensor.detach().double().norm())
-    gradients = {prefix + key: float("nan") if p.grad is None else norm(p.grad) for key, p in network.named_parameters()}
+    released = {id(value): prefix + key for key, value in network.state_dict(keep_vars=True).items()} # a module may go by another name than in its state dict
+    gradients = {released[id(p)]: float("nan") if p.grad is None else norm(p.grad) for p in network.parameters()}
     assert sorted(gradients) == [str(n) for n in numbers["train_grad_names"]]
     found, norms = np.array([gradients[str(n)] for n in numbers["train_grad_names"]]), numbers["train_grad_norms"]
     assert (np.isnan(found) == np.isnan(norms)).all()
     assert_near(np.nan_to_num(found), np.nan_to_num(norms), limit["train_grad_norms"], f"{name} gradients")
-    buffers = {prefix + key: norm(value) for key, value in network.named_buffers() if value.is_floating_point()}
+    buffers = {released[id(value)]: norm(value) for value in network.buffers() if id(value) in released and value.is_floating_point()}
     assert_near([buffers[str(n)] for n in numbers["train_buffer_names"]], numbers["train_buffer_norms"], limit["train_buffer_norms"], f"{name} buffers")

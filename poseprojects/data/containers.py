@@ -22,12 +22,13 @@ _PACKAGES = {"PIL": "pillow", "scipy.io": "scipy"}
 
 def need_package(
     module: str, # as it is imported, such as "h5py"
-    what: str,   # what is being read, for the message
+    what: str,   # what is being read (or done, for another extra), for the message
+    extra: str = "data", # of this project, which brings the package
 ) -> ModuleType:
     "Imports a package that only some sources need. Raises `InputError` that says how to install it."
     try: return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"reading {what} needs the package {_PACKAGES.get(module, module.split('.')[0])}: pip install 'poseprojects[data]'") from error
+        raise InputError(f"{'reading ' if extra == 'data' else ''}{what} needs the package {_PACKAGES.get(module, module.split('.')[0])}: pip install 'poseprojects[{extra}]'") from error
 
 # %% ../../nbs/data/containers.ipynb #0b7eafb2
 class _Damaged(ValueError):

@@ -176,7 +176,7 @@ class Martinez(nn.Module):
         "The lifted pose in all joints of the set: the pelvis is the origin, joints that are not written stand at their training mean."
         written = self.output_statistics.inverse(self(batch.pose_2d)).unflatten(1, (-1, 3))
         if self.config.frame == "world": written = written @ batch.camera.rotation.to(written).mT
-        pose = self.mean_pose.to(written).expand(len(written), -1, -1).clone()
+        pose = self.mean_pose.to(written).expand(written.shape[0], -1, -1).clone()
         pose[:, self.written] = written
         return pose[:, None]
 

@@ -27,7 +27,8 @@ def in_pieces(
     x: Float[Tensor, "n v c"], # poses, nodes, channels
     most: int,                 # poses of a piece
 ) -> Float[Tensor, "k v b c"]: # n = k b
-    "Poses as the layers here want them."
+    "Poses as the layers here want them; all of them in one piece in a graph that shall take any number."
+    if torch.compiler.is_compiling(): return x.transpose(0, 1)[None]
     return x.unflatten(0, (-1, piece_size(len(x), most))).transpose(1, 2).contiguous()
 
 def as_poses(

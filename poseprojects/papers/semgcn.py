@@ -115,13 +115,21 @@ class NonLocal(nn.Module):
         return x + self.W(found.mT).mT[:, self.order.argsort()].unflatten(0, (len(x), -1)).transpose(1, 2)
 
 class _Named(nn.Module):
-    "Holds the unit under the released name, which is a keyword today."
+    "Holds the unit; in state dicts under the released name, which is a keyword today."
 
     def __init__(self, unit: nn.Module):
         super().__init__()
-        self.add_module("nonlocal", unit)
+        self.unit = unit
+        self.register_state_dict_post_hook(_to_released)
+        self.register_load_state_dict_pre_hook(_from_released)
 
-    def forward(self, x: Tensor) -> Tensor: return self._modules["nonlocal"](x)
+    def forward(self, x: Tensor) -> Tensor: return self.unit(x)
+
+def _to_released(module: nn.Module, state: dict, prefix: str, *_) -> None:
+    for name in [n for n in state if n.startswith(f"{prefix}unit.")]: state[f"{prefix}nonlocal.{name[len(prefix) + 5:]}"] = state.pop(name)
+
+def _from_released(module: nn.Module, state: dict, prefix: str, *_) -> None:
+    for name in [n for n in state if n.startswith(f"{prefix}nonlocal.")]: state[f"{prefix}unit.{name[len(prefix) + 9:]}"] = state.pop(name)
 
 class SemGCNNetwork(nn.Module):
     "Poses in any 2D units to root-relative poses; names and shapes of the released state dicts."
