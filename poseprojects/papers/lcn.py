@@ -414,7 +414,7 @@ class LCNNetwork(nn.Module):
         h = self.first(h.transpose(0, 1).contiguous() if self.joint_major else h.flatten(1), mask)
         for one, two in self.blocks: h = h + two(one(h, mask), mask)
         h = self.last(h, mask)
-        y = (h.transpose(0, 1) if self.joint_major else h.view(len(x), -1, 3)).index_select(1, self._outwards)
+        y = (h.transpose(0, 1) if self.joint_major else h.unflatten(1, (-1, 3))).index_select(1, self._outwards)
         return y + F.pad(x[..., :2], (0, 1)) if self.skip else y
 
 # %% ../../nbs/papers/lcn.ipynb #ba8acd5d
