@@ -37,10 +37,9 @@ def lively(network):
 
 
 def with_more_kinds(network, frames):
-    "A network of several frames that has the weights of a single frame; random ones for what neighbours in time say."
-    longer, state = STGCNNetwork(frames=3), network.state_dict()
-    made = {name: value if value.shape == state[name].shape else torch.cat([state[name], torch.randn_like(value[len(state[name]):])]) for name, value in longer.state_dict().items()}
-    longer.load_state_dict({name: made[name] if made[name].shape != state[name].shape else state[name] for name in made})
+    "A network of several frames that has the weights of a single frame, and random ones for what neighbours in time say."
+    longer, known = STGCNNetwork(frames=3), network.state_dict()
+    longer.load_state_dict({name: known[name] if value.shape == known[name].shape else torch.cat([known[name], torch.randn_like(value[len(known[name]):])]) for name, value in longer.state_dict().items()})
     longer.receptive_field = frames
     longer.part_of = torch.cat([network.part_of + 5 * t for t in range(frames)])
     for unit in longer.st_gcn_networks: unit.graph = space_time(JOINTS, frames)
@@ -84,7 +83,7 @@ def test_frames_that_are_alike_say_nothing_new():
     single = lively(STGCNNetwork())
     longer = with_more_kinds(single, 3)
     for unit, short in zip(units(longer), units(single)):
-        unit.graph = torch.stack([*(torch.kron(torch.eye(3), kind) for kind in short.graph), torch.zeros(2, 3 * short.graph.shape[1], 3 * short.graph.shape[1])[0], torch.zeros(3 * short.graph.shape[1], 3 * short.graph.shape[1])])
+        unit.graph = torch.stack([torch.kron(torch.eye(3), kind) for kind in [*short.graph, *torch.zeros_like(short.graph[:2])]])
     x = torch.randn(4, 17, 2)
     every = longer.every_frame(x[:, None].expand(-1, 3, -1, -1))
     assert all(torch.allclose(every[:, t], single(x), atol=1e-5) for t in range(3))
@@ -218,12 +217,12 @@ def test_refined_predictions_are_root_relative_and_fit_mirrored_cameras(train):
 
 # ---------------------------------------------------------------- training
 
-@pytest.mark.parametrize("options", [dict(frames=3), dict(refine=True, symmetry=.1, first_stage=.3)], ids=["three frames", "refined"])
-def test_short_training_beats_the_trivial_answers(options, train, test):
+@pytest.mark.parametrize("options, clips, batch, epochs", [(dict(frames=3), 60, 24, 2), (dict(refine=True, symmetry=.1, first_stage=.3), 100, 16, 3)], ids=["three frames", "refined"])
+def test_short_training_beats_the_trivial_answers(options, clips, batch, epochs, train, test):
     seed_everything(0)
     method = build(train, replace(VARIANTS["short-run"], dropout=0., **options))
     protocol, = scoring(synthetic.PROTOCOL, method.config)
-    few, many = test.select(torch.arange(0, len(test), 8)), train.select(torch.arange(len(train)) % 50 < 10) # whole clips
-    history = fit(method, many, Plan("short", 3, 64, 2e-3, Schedule("one_cycle", end=0.001)), show=False)
+    few, many = test.select(torch.arange(0, len(test), 16)), train.select(torch.arange(len(train)) % clips < 10) # whole clips
+    fit(method, many, Plan("short", epochs, batch, 2e-3, Schedule("one_cycle", end=0.001)), show=False)
     error, mean, flat = (evaluate(m, few, protocol)["mpjpe"] for m in (method, MeanPose(train), ConstantDepth()))
-    assert error < 0.65 * mean and error < flat, (error, mean, flat, history.rows)
+    assert error < 0.6 * mean and error < flat, (error, mean, flat)

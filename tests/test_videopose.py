@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import refused, some
 from poseprojects.camera import project
 from poseprojects.data import cmu, synthetic
-from poseprojects.data.base import clip_bounds, window_index
+from poseprojects.data.base import clip_bounds
 from poseprojects.experiment import Experiment
-from poseprojects.papers import reprojection, videopose
+from poseprojects.papers import videopose
 from poseprojects.papers.lifters import Lifter
-from poseprojects.papers.reprojection import asymmetry, bone_difference, mirrored_half, onto_rays, relative_metres, reprojection_error, root_by_least_squares
-from poseprojects.papers.videopose import VARIANTS, ClipNetwork, Config, SequenceForm, TemporalNetwork, build, joined, lifted_together, runs, scoring, streams, trajectory_error
+from poseprojects.papers.reprojection import asymmetry, bone_difference, mirrored_half, onto_rays, reprojection_error, root_by_least_squares
+from poseprojects.papers.videopose import VARIANTS, ClipNetwork, Config, SequenceForm, TemporalNetwork, build, runs, scoring, streams, trajectory_error
 from poseprojects.protocol import CMU, CMU16
 from poseprojects.results.records import read_all
 from poseprojects.skeleton import H36M17
@@ -170,7 +170,7 @@ def test_a_body_behind_the_camera_has_a_finite_error(train):
     pose = (batch.target + torch.tensor([0., 0., -1.])).requires_grad_()
     error = reprojection_error(pose, batch.pose_2d, batch.camera)
     error.backward()
-    assert bool(error.isfinite()) and float(error) < 20 and bool(pose.grad.isfinite().all())
+    assert bool(error.isfinite()) and float(error.detach()) < 20 and bool(pose.grad.isfinite().all())
 
 def test_bones_and_sides_are_compared_in_metres():
     pose = torch.randn(5, 17, 3, generator=torch.Generator().manual_seed(2))
@@ -307,6 +307,18 @@ def test_the_trajectory_is_learnt(train, test):
     assert float(error) < 0.35 * float(mean), (float(error), float(mean))
     absolute = evaluate(method, few, scoring(synthetic.PROTOCOL, method.config)[1])
     assert absolute["mpjpe"] < 500 * float(mean)
+
+def test_people_without_3d_help(train, test):
+    "Three seeds gave 4.9, 5.0 and 3.5 mm relative to the root, and about 60 mm in the camera frame."
+    error = {}
+    for unlabelled in (False, True):
+        config = small(loss="mpjpe", widths=(1, 1, 1), channels=128, trajectory=True, labelled_subjects=1, labelled_fraction=.2, warmup=10, weights=(10., 10.), unlabelled=unlabelled)
+        sets = streams(train, config)
+        seed_everything(0)
+        method = build(sets["train"], config)
+        fit(method, sets, Plan("short", 30, 32, 3e-3, Schedule("one_cycle", end=0.001)), show=False)
+        error[unlabelled] = [evaluate(method, test.select(torch.arange(0, len(test), 4)), p)["mpjpe"] for p in scoring(synthetic.PROTOCOL, config)]
+    assert error[True][0] < error[False][0] - 2 and error[True][1] < error[False][1] - 30, error
 
 def test_an_experiment_trains_on_both_streams(tmp_path, monkeypatch):
     "From parameters to records: the labelled people make the statistics, and both protocols are recorded."

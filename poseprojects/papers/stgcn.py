@@ -71,8 +71,9 @@ class GraphConv(nn.Module):
         nodes, inputs = graph.shape[2], x.shape[2]
         heard = (graph.transpose(1, 2).reshape(-1, graph.shape[1]) @ x.reshape(len(x), -1)).view(self.kinds, -1, inputs)
         weight, bias = self.conv.weight.view(self.kinds, -1, inputs), self.conv.bias.view(self.kinds, -1)
-        y = heard[0] @ weight[0].T
-        for h, w in zip(heard[1:], weight[1:]): y = torch.addmm(y, h, w.T)
+        (first, *others), (own, *theirs) = heard.unbind(), weight.unbind() # taken apart at once: each part alone would have a gradient of the whole size
+        y = first @ own.T
+        for h, w in zip(others, theirs): y = torch.addmm(y, h, w.T)
         return y.view(nodes, -1, y.shape[1]) + (graph.sum(1).T @ bias)[:, None]
 
 class Pointwise(nn.Conv2d):
@@ -139,10 +140,10 @@ class STGCNNetwork(nn.Module):
         if clips.shape[1:] != (self.receptive_field, 17, 2): raise InputError(f"ST-GCN: input of shape {tuple(pose_2d.shape)}, expected {self.receptive_field} frames of 17 joints")
         joints = self.data_bn(clips.flatten(0, 1).flatten(1)).view(count, frames, 17, 2).permute(1, 2, 0, 3).flatten(0, 1)
         for unit in self.st_gcn_networks: joints = unit(joints)
-        parts = torch.stack([frame[list(members)].amax(0) for frame in joints.split(17) for members in PARTS])
+        frame_by_frame = joints.unflatten(0, (frames, 17))
+        parts = torch.stack([frame_by_frame[:, list(members)].amax(1) for members in PARTS], 1).flatten(0, 1)
         for unit in self.st_gcn_pool: parts = unit(parts)
-        whole = self.conv4(torch.cat([frame.amax(0, keepdim=True) for frame in parts.split(len(PARTS))]))
-        whole = torch.cat([body.expand(len(PARTS), -1, -1) for body in whole.split(1)])
+        whole = self.conv4(parts.unflatten(0, (frames, len(PARTS))).amax(1))[:, None].expand(-1, len(PARTS), -1, -1).flatten(0, 1)
         parts = self.conv2(torch.cat([whole, parts], 2))
         both = torch.cat([joints, parts[self.part_of]], 2)
         return self.fcn(self.non_local(both)).unflatten(0, (frames, 17)).permute(2, 0, 1, 3)
