@@ -96,7 +96,7 @@ def method_name(paper: ModuleType) -> str: # such as "martinez"
 class Experiment:
     """One run of one method: what its train notebook asks for, step by step.
 
-    `paper` is a module with `VARIANTS`, `PLANS`, `DEFAULT_VARIANT` and `build(train, config, fidelity)`; where it has `prepared`, `scoring` or `scored`, they are used.
+    `paper` is a module with `VARIANTS`, `PLANS`, `DEFAULT_VARIANT` and `build(train, config, fidelity)`; where it has `prepared`, `streams`, `scoring` or `scored`, they are used.
     Raises `InputError`, before any data is read, for a parameter that nothing goes with."""
 
     def __init__(self, paper: ModuleType, namespace: Mapping[str, Any]): # namespace: `globals()` of the notebook
@@ -146,6 +146,8 @@ class Experiment:
         self.train = self.paper.prepared(train, self.config, self.given.fidelity) if hasattr(self.paper, "prepared") else train
         if in_test(): # which only asks whether the notebook works
             self.train, self.test = (poses.select(torch.arange(0, len(poses), 8)) for poses in (self.train, self.test))
+        self.streams: Mapping[str, PoseSet] = self.paper.streams(self.train, self.config) if hasattr(self.paper, "streams") else {"train": self.train}
+        self.train = next(iter(self.streams.values()))
         return self.train, self.test
 
     def trivial(self, test: PoseSet | None = None, name: str | None = None) -> dict[str, dict]: # predictor -> scores
@@ -178,13 +180,13 @@ class Experiment:
         plan = self.plan.changed(epochs=1) if in_test() else self.plan
         if self.out_dir and not self.given.out_dir and self.given.resume: self.out_dir = self._own(self.out_dir, plan)
         peeks = any(p.selection == "best-on-test" for p in self.protocols) and self.out_dir # as a release did; the record says so
-        self.history = fit(self.method, self.train, plan, folder=self.out_dir, device=self.devices, seed=self.given.seed, resume=self.given.resume,
+        self.history = fit(self.method, self.streams, plan, folder=self.out_dir, device=self.devices, seed=self.given.seed, resume=self.given.resume,
                            validation=self.held if self.held is not None else self.test if peeks else None, protocol=self.protocols[0])
         return self.history
 
     def _own(self, folder: Path, plan: Plan) -> Path:
         "The folder, or one beside it where a run of the same names but with other numbers, options or data has left its checkpoint."
-        mine = json.loads(json.dumps(run_identity(self.method, {"train": self.train}, plan, self.given.seed)))
+        mine = json.loads(json.dumps(run_identity(self.method, self.streams, plan, self.given.seed)))
         if not (folder / "last.pt").is_file() or load_checkpoint(folder / "last.pt").get("identity") == mine: return folder
         return folder.with_name(f"{folder.name}-{hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()[:8]}")
 

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'Config', 'joint_lists', 'network_input', 'hidden_layer', 'ResidualMLP',
-           'turned', 'Martinez', 'as_released', 'scored', 'scoring', 'build']
+           'turned', 'Martinez', 'as_released', 'scored', 'scoring', 'build', 'released_names', 'from_released']
 
 # %% ../../nbs/papers/martinez.ipynb #ea9a9ea6
+import re
 from dataclasses import dataclass, replace
+from typing import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ from ..camera import Cameras, Standardizer, project
 from ..data.base import PoseSet
 from .blocks import BoundedLinear, adam_of_tensorflow, descend, settling
 from ..protocol import Protocol
-from ..skeleton import MARTINEZ_2D, MARTINEZ_3D, Skeleton, mirror
+from ..skeleton import H36M17, H36M32, MARTINEZ_2D, MARTINEZ_3D, Skeleton, mirror
 from ..storage import InputError
 from ..train.engine import Batch, Plan, Scheduled
 from ..train.evaluation import scored_samples
@@ -223,3 +226,79 @@ def build(
 ) -> Martinez:
     "A fresh method; what a train notebook asks for."
     return Martinez.from_data(train, config)
+
+# %% ../../nbs/papers/martinez.ipynb #0f46368b
+_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_STATISTICS = ("data_mean_2d", "data_std_2d", "data_mean_3d", "data_std_3d")
+_OF_THE_OPTIMISER = re.compile(r"Adam(_\d+)?|beta[12]_power(_\d+)?|global_step|learning_rate(_\d+)?")
+
+def released_names(
+    blocks: int = 2,         # residual blocks
+    batch_norm: bool = True, # whether the network has it
+) -> dict[str, str]: # end of the released name -> name in `Martinez.state_dict()`
+    "Where each variable belongs."
+    layers = [("1", "batch_normalization", "network.first")]
+    for k in range(blocks): layers += [(f"2_{k}", f"batch_normalization1{k}", f"network.blocks.{k}.0"), (f"3_{k}", f"batch_normalization2{k}", f"network.blocks.{k}.1")]
+    names = {}
+    for number, norm, place in layers:
+        names |= {f"w{number}": f"{place}.0.weight", f"b{number}": f"{place}.0.bias"}
+        if batch_norm: names |= {f"{norm}/{theirs}": f"{place}.1.{ours}" for ours, theirs in _NORM.items()}
+    return names | {"w4": "network.last.weight", "b4": "network.last.bias"}
+
+def from_released(
+    arrays: Mapping[str, np.ndarray], # variables and statistics by name
+    config: Config | None = None,     # None: what the shapes say, otherwise the published options
+) -> Martinez:
+    "A method with released weights. Raises `InputError` for a name that is missing or unknown, another shape, and numbers that are none."
+    given = _by_end(arrays)
+    config = config or _told_by(given)
+    names = released_names(config.blocks, config.batch_norm)
+    for what, odd in (("lacks", sorted({*names, *_STATISTICS} - set(given))), ("holds the unknown", sorted(set(given) - {*names, *_STATISTICS}))):
+        if odd: raise InputError(f"Martinez checkpoint: {what} {', '.join(odd[:4])}{f' and {len(odd) - 4} more' if len(odd) > 4 else ''}, expected the names of released_names({config.blocks}) and {', '.join(_STATISTICS)}")
+    method = Martinez(H36M17, config)
+    state = method.state_dict()
+    for theirs, ours in names.items():
+        value = _numbers(given, theirs)
+        value = value.T if value.ndim == 2 else value
+        if value.shape != state[ours].shape: raise InputError(f"Martinez checkpoint: {theirs} has shape {tuple(given[theirs].shape)}, expected {tuple(reversed(state[ours].shape))}")
+        state[ours] = value
+    for name in state:
+        if name.endswith("num_batches_tracked"): state[name] = torch.tensor(1_000_000) # the statistics are settled; further training moves them by the momentum
+    method.load_state_dict(state)
+    written = [H36M17.joints[j] for j in method.written]
+    method.input_statistics = Standardizer(*(_of_joints(given, name, MARTINEZ_2D, 2).flatten() for name in _STATISTICS[:2]))
+    method.output_statistics = Standardizer(*(_of_joints(given, name, written, 3).flatten() / 1000 for name in _STATISTICS[2:]))
+    method.mean_pose[method.written] = method.output_statistics.mean.unflatten(0, (-1, 3))
+    return method
+
+def _by_end(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    "The arrays under the ends of their names, without those of the optimiser."
+    found = {}
+    for name, value in arrays.items():
+        parts = name.removesuffix(":0").split("/")
+        if _OF_THE_OPTIMISER.fullmatch(parts[-1]): continue
+        end = "/".join(parts[-2:] if parts[-1] in _NORM.values() else parts[-1:])
+        if end in found: raise InputError(f"Martinez checkpoint: two arrays end in {end}, expected the variables of one network")
+        found[end] = np.asarray(value)
+    return found
+
+def _told_by(given: Mapping[str, np.ndarray]) -> Config:
+    "The options that shapes and names show."
+    first, last = given.get("w1"), given.get("w4")
+    if first is None or last is None or first.ndim != 2 or last.ndim != 2: raise InputError(f"Martinez checkpoint: holds {', '.join(list(given)[:3]) or 'nothing'}, expected matrices w1 and w4 among the variables of 3d-pose-baseline")
+    if first.shape[0] != 2 * len(MARTINEZ_2D) or last.shape[1] not in (48, 42): raise InputError(f"Martinez checkpoint: reads {first.shape[0]} numbers and writes {last.shape[1]}, expected 32 and 48 (or 42 for 14 joints)")
+    return Config(width=first.shape[1], blocks=len([name for name in given if re.fullmatch(r"w2_\d+", name)]), batch_norm="batch_normalization/gamma" in given, joints_out=last.shape[1] // 3)
+
+def _numbers(given: Mapping[str, np.ndarray], name: str) -> Tensor:
+    "An array in single precision. Raises `InputError` for one that holds no numbers."
+    if given[name].dtype.kind not in "fiu": raise InputError(f"Martinez checkpoint: {name} holds {given[name].dtype}, expected numbers")
+    value = torch.from_numpy(given[name].astype(np.float32))
+    if not bool(value.isfinite().all()): raise InputError(f"Martinez checkpoint: {name} holds NaN or infinity, expected the numbers as they were trained")
+    return value
+
+def _of_joints(given: Mapping[str, np.ndarray], name: str, joints: Sequence[str], axes: int) -> Float[Tensor, "j d"]:
+    "A statistic of the joints that are used, from those of all 32 or of just these."
+    value = _numbers(given, name).flatten()
+    if len(value) == H36M32.num_joints * axes: return value.view(-1, axes)[list(H36M32.indices(joints))]
+    if len(value) != len(joints) * axes: raise InputError(f"Martinez checkpoint: {name} has {len(value)} numbers, expected {H36M32.num_joints * axes} (all joints of h36m32) or {len(joints) * axes} (those that are used)")
+    return value.view(-1, axes)
