@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIRRORED', 'DISTANCE', 'PARTS', 'PART_EDGES', 'PART_MIRRORED', 'PART_DISTANCE', 'VARIANTS', 'PLANS',
-           'DEFAULT_VARIANT', 'partition', 'space_time', 'GraphConv', 'Pointwise', 'ChannelNorm', 'Unit', 'NonLocal',
-           'STGCNNetwork', 'SixteenJoints', 'Refinement', 'Config', 'STGCN', 'build']
+           'DEFAULT_VARIANT', 'partition', 'space_time', 'GraphConv', 'Pointwise', 'pointwise_normed', 'Unit',
+           'NonLocal', 'STGCNNetwork', 'SixteenJoints', 'Refinement', 'Config', 'STGCN', 'build']
 
 # %% ../../nbs/papers/stgcn.ipynb #9dc3bb3c
 from dataclasses import dataclass, field
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.base import PoseSet
-from .blocks import descend
+from .blocks import FastDropout, descend
 from .lifters import Lifter, LifterConfig, poseaug_plan, quick_plan, scoring
+from .normed import as_poses, graph_linear, in_pieces, normed
 from .reprojection import asymmetry, mirrored_half, onto_rays, relative_metres
 from ..skeleton import H36M16, H36M17, mirror
 from ..storage import InputError
@@ -66,25 +67,19 @@ class GraphConv(nn.Module):
         "As it is defined, for comparison."
         return torch.einsum("bkctv,kvw->bctw", self.conv(x).unflatten(1, (self.kinds, -1)), graph)
 
-    def forward(self, x: Float[Tensor, "v b i"], graph: Float[Tensor, "k v w"]) -> Float[Tensor, "w b o"]:
-        "The same with nodes first: what each node hears of each kind is mixed before the channels are, which are fewer then."
-        nodes, inputs = graph.shape[2], x.shape[2]
-        heard = (graph.transpose(1, 2).reshape(-1, graph.shape[1]) @ x.reshape(len(x), -1)).view(self.kinds, -1, inputs)
-        weight, bias = self.conv.weight.view(self.kinds, -1, inputs), self.conv.bias.view(self.kinds, -1)
-        (first, *others), (own, *theirs) = heard.unbind(), weight.unbind() # taken apart at once: each part alone would have a gradient of the whole size
-        y = first @ own.T
-        for h, w in zip(others, theirs): y = torch.addmm(y, h, w.T)
-        return y.view(nodes, -1, y.shape[1]) + (graph.sum(1).T @ bias)[:, None]
+    def in_pieces(self, graph: Float[Tensor, "k v w"]) -> tuple[Tensor, Tensor, Tensor]:
+        "What `normed` wants: weights (k, i, o), mixing (k w, v), bias (w, o). Nodes are mixed before channels, which are fewer then."
+        bias = graph.sum(1).T @ self.conv.bias.view(self.kinds, -1)
+        return self.conv.weight.view(self.kinds, -1, self.conv.in_channels).mT, graph.mT.reshape(-1, graph.shape[1]), bias
 
 class Pointwise(nn.Conv2d):
     "A 1 x 1 convolution for channels that stand last."
     def __init__(self, inputs: int, outputs: int): super().__init__(inputs, outputs, 1)
-    def forward(self, x: Float[Tensor, "v b i"]) -> Float[Tensor, "v b o"]: return F.linear(x, self.weight[:, :, 0, 0], self.bias)
+    def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]: return F.linear(x, self.weight[:, :, 0, 0], self.bias)
 
-class ChannelNorm(nn.BatchNorm2d):
-    "Batch norm of channels that stand last, over nodes and poses."
-    def forward(self, x: Float[Tensor, "v b c"]) -> Float[Tensor, "v b c"]: return nn.BatchNorm1d.forward(self, x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    def _check_input_dim(self, x: Tensor) -> None: pass
+def pointwise_normed(layer: Pointwise, norm: nn.BatchNorm1d, x: Float[Tensor, "k v b i"], relu: bool = False) -> Float[Tensor, "k v b o"]:
+    "A pointwise convolution and its batch norm."
+    return normed(x, layer.weight[:, :, 0, 0].T[None], norm, None, layer.bias[None], relu)
 
 class Unit(nn.Module):
     "Graph convolution, then a convolution over time (one frame here), with a residual."
@@ -93,12 +88,15 @@ class Unit(nn.Module):
         super().__init__()
         self.register_buffer("graph", graph, persistent=False)
         self.gcn = GraphConv(inputs, outputs, len(graph))
-        self.tcn = nn.Sequential(ChannelNorm(outputs), nn.ReLU(), nn.Dropout(dropout), Pointwise(outputs, outputs), ChannelNorm(outputs), nn.Dropout(dropout))
-        self.residual = None if not residual else nn.Identity() if inputs == outputs else nn.Sequential(Pointwise(inputs, outputs), ChannelNorm(outputs))
+        self.tcn = nn.Sequential(nn.BatchNorm1d(outputs), nn.ReLU(), FastDropout(dropout), Pointwise(outputs, outputs), nn.BatchNorm1d(outputs), FastDropout(dropout))
+        self.residual = None if not residual else nn.Identity() if inputs == outputs else nn.Sequential(Pointwise(inputs, outputs), nn.BatchNorm1d(outputs))
 
-    def forward(self, x: Float[Tensor, "v b i"]) -> Float[Tensor, "v b o"]:
-        y = self.tcn(self.gcn(x, self.graph))
-        return F.relu(y if self.residual is None else y + self.residual(x))
+    def forward(self, x: Float[Tensor, "k v b i"]) -> Float[Tensor, "k v b o"]:
+        weight, mix, bias = self.gcn.in_pieces(self.graph)
+        first, _, drop, layer, second, drop_again = self.tcn
+        y = drop_again(pointwise_normed(layer, second, drop(normed(x, weight, first, mix, bias))))
+        if self.residual is None: return F.relu(y)
+        return F.relu(y + (x if isinstance(self.residual, nn.Identity) else pointwise_normed(*self.residual, x)))
 
 class NonLocal(nn.Module):
     "Every joint adds what all joints tell it, weighed by likeness (softmax, not scaled); starts as the identity."
@@ -106,12 +104,12 @@ class NonLocal(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.g, self.theta, self.phi = (Pointwise(width, width // 2) for _ in range(3))
-        self.W = nn.Sequential(Pointwise(width // 2, width), ChannelNorm(width))
+        self.W = nn.Sequential(Pointwise(width // 2, width), nn.BatchNorm1d(width))
         nn.init.zeros_(self.W[1].weight), nn.init.zeros_(self.W[1].bias)
 
-    def forward(self, x: Float[Tensor, "v b c"]) -> Float[Tensor, "v b c"]:
-        theta, phi, g = (layer(x).transpose(0, 1) for layer in (self.theta, self.phi, self.g))
-        return x + self.W(((theta @ phi.mT).softmax(-1) @ g).transpose(0, 1))
+    def forward(self, x: Float[Tensor, "k v b c"]) -> Float[Tensor, "k v b c"]:
+        theta, phi, g = (layer(x).transpose(1, 2) for layer in (self.theta, self.phi, self.g))
+        return x + pointwise_normed(*self.W, ((theta @ phi.mT).softmax(-1) @ g).transpose(1, 2))
 
 class STGCNNetwork(nn.Module):
     "The network on 17 joints of one frame or several, for the pose in the middle; with one frame, names and shapes of the released state dicts."
@@ -126,27 +124,28 @@ class STGCNNetwork(nn.Module):
         self.data_bn = nn.BatchNorm1d(2 * 17, eps=0.1) # the release gives the momentum in the place of eps; its weights rely on it
         self.st_gcn_networks = nn.ModuleList([Unit(2, 128, joints, rate(.05), residual=False), Unit(128, 128, joints, rate(.05)), Unit(128, 256, joints, rate(.05))])
         self.st_gcn_pool = nn.ModuleList([Unit(256, 512, parts, rate(.05)), Unit(512, 512, parts, rate(.05))])
-        mixed = lambda i, o, p: nn.Sequential(Pointwise(i, o), ChannelNorm(o), nn.ReLU(), nn.Dropout(p))
+        mixed = lambda i, o, p: nn.Sequential(Pointwise(i, o), nn.BatchNorm1d(o), nn.ReLU(), FastDropout(p))
         self.conv4, self.conv2, self.non_local = mixed(512, 512, rate(.25)), mixed(1024, 256, rate(.1)), NonLocal(512)
-        self.fcn = nn.Sequential(nn.Dropout(rate(.1)), Pointwise(512, 3))
+        self.fcn = nn.Sequential(FastDropout(rate(.1)), Pointwise(512, 3))
         part_of = torch.empty(17, dtype=torch.long)
         for k, members in enumerate(PARTS): part_of[list(members)] = k
         self.register_buffer("part_of", torch.cat([part_of + len(PARTS) * t for t in range(frames)]), persistent=False)
 
     def every_frame(self, pose_2d: Float[Tensor, "b *t 17 2"]) -> Float[Tensor, "b t 17 3"]:
-        "The poses of all frames of a window. Inside, nodes come first, frame by frame, and channels last, so that every layer is a matrix product of whole rows."
+        "The poses of all frames of a window. Inside, poses stand in pieces that fit into the cache, nodes frame by frame, channels last."
         clips = pose_2d if pose_2d.ndim == 4 else pose_2d[:, None]
         count, frames = clips.shape[:2]
         if clips.shape[1:] != (self.receptive_field, 17, 2): raise InputError(f"ST-GCN: input of shape {tuple(pose_2d.shape)}, expected {self.receptive_field} frames of 17 joints")
-        joints = self.data_bn(clips.flatten(0, 1).flatten(1)).view(count, frames, 17, 2).permute(1, 2, 0, 3).flatten(0, 1)
+        mixed = lambda layers, x: layers[3](pointwise_normed(layers[0], layers[1], x, relu=True))
+        joints = in_pieces(self.data_bn(clips.flatten(0, 1).flatten(1)).view(count, frames * 17, 2), max(32 // frames, 4))
         for unit in self.st_gcn_networks: joints = unit(joints)
-        frame_by_frame = joints.unflatten(0, (frames, 17))
-        parts = torch.stack([frame_by_frame[:, list(members)].amax(1) for members in PARTS], 1).flatten(0, 1)
+        frame_by_frame = joints.unflatten(1, (frames, 17))
+        parts = torch.stack([frame_by_frame[:, :, list(members)].amax(2) for members in PARTS], 2).flatten(1, 2)
         for unit in self.st_gcn_pool: parts = unit(parts)
-        whole = self.conv4(parts.unflatten(0, (frames, len(PARTS))).amax(1))[:, None].expand(-1, len(PARTS), -1, -1).flatten(0, 1)
-        parts = self.conv2(torch.cat([whole, parts], 2))
-        both = torch.cat([joints, parts[self.part_of]], 2)
-        return self.fcn(self.non_local(both)).unflatten(0, (frames, 17)).permute(2, 0, 1, 3)
+        whole = mixed(self.conv4, parts.unflatten(1, (frames, len(PARTS))).amax(2))[:, :, None].expand(-1, -1, len(PARTS), -1, -1).flatten(1, 2)
+        parts = mixed(self.conv2, torch.cat([whole, parts], 3))
+        both = torch.cat([joints, parts[:, self.part_of]], 3)
+        return as_poses(self.fcn(self.non_local(both))).unflatten(1, (frames, 17))
 
     def forward(self, pose_2d: Float[Tensor, "b *t 17 2"]) -> Float[Tensor, "b 17 3"]:
         "The pose of the frame in the middle."
