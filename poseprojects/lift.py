@@ -27,11 +27,9 @@ from . import zoo
 from .camera import Cameras, intrinsic_normalize, undistort
 from .data.base import PoseSet
 from .data.bvh import upright_rotation, write_bvh
-from .data.calibrations import read_aist, read_panoptic, read_pose2sim_toml
 from .data.containers import need_package, read_json
 from .data.crops import read_frames, write_video
 from .data.detections import KNOWN, LAYOUTS, Tracks, check_pixels, checked_size, fill_gaps, main_person, placed, read_detections, recognised
-from .data.pose2sim import write_trc
 from .data.sources import unknown_cameras
 from .papers.lcn import LCN
 from .papers.videopose import ClipNetwork
@@ -64,6 +62,7 @@ def read_calibration(
     name: str | None = None, # of the camera; may be left out where there is only one
 ) -> Cameras: # one
     "The camera of a calibration file. Raises `InputError` that lists the cameras there are."
+    from poseprojects.data.calibrations import read_aist, read_panoptic, read_pose2sim_toml # here, because it loads torch's compiler: seconds
     if Path(path).suffix.lower() == ".toml": every = read_pose2sim_toml(path)
     else:
         content = read_json(path)
@@ -557,6 +556,7 @@ def on_grid(
 
 def write_markers(lifted: Lifted, folder: Path) -> list[Path]: # a file for each person
     "Joints as markers, metres, y up; empty where the body is not known."
+    from poseprojects.data.pose2sim import write_trc # here, because it reads calibrations
     turn, paths = upright_rotation("-y"), []
     for n, p in lifted.people.items():
         frame, poses = on_grid(p, lifted.frame_step)

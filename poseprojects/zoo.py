@@ -277,9 +277,9 @@ def load(
     return recognise(state_dict_of(content, str(path)), str(path), paper)
 
 def _is_safetensors(path: Path) -> bool:
-    "Whether a file begins as a safetensors file does: eight bytes of length, then JSON. By its name, if it is not there."
+    "Whether a file is called so, or begins as such files do: eight bytes of length, then JSON."
+    if path.suffix == ".safetensors": return True
     try:
         with open(path, "rb") as file: start = file.read(9)
-        length = path.stat().st_size
-    except OSError: start, length = b"", 0
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < length if len(start) == 9 else path.suffix == ".safetensors"
+    except OSError: return False
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size

@@ -111,7 +111,8 @@ def kept(name, poses, path):
     paper, config = OWN[name]
     method = paper.build(poses, config)
     with torch.no_grad():
-        for value in (*method.parameters(), *(b for b in method.buffers() if b.is_floating_point() and "matrix" not in name)): value.mul_(1 + .1 * torch.rand_like(value))
+        for entry, value in method.state_dict().items():
+            if value.is_floating_point() and "matrix" not in entry: value.mul_(1 + .1 * torch.rand_like(value))
     return method.eval(), zoo.save(path, paper.__name__.rsplit(".", 1)[-1], method, poses, plan="quick", seed=3)
 
 @pytest.mark.parametrize("name", OWN)
@@ -150,7 +151,7 @@ def changed(path, header=None, arrays=None, raw=None):
 @pytest.mark.parametrize("change, message", [
     (dict(header=lambda h: h.update(format=99)), "written in format 99, expected at most 1"), (dict(header=lambda h: h.update(paper="os")), "'os', which this version does not know, expected a paper among"),
     (dict(header=lambda h: h.update(paper="blocks")), "'blocks', which this version does not know"), (dict(header=lambda h: h.update(paper=["mlp"])), "does not know"),
-    (dict(header=lambda h: h["config"].update(magic=1)), "option magic is not known to mlp"), (dict(header=lambda h: h["config"].update(width=4096)), "option width = 4096 is larger than any side of the weights"),
+    (dict(header=lambda h: h["config"].update(magic=1)), "option 'magic' is not known to mlp"), (dict(header=lambda h: h["config"].update(width=4096)), "option width = 4096 is larger than any side of the weights"),
     (dict(header=lambda h: h["config"].update(joints=5)), "joints = 5 is not one of"), (dict(header=lambda h: h["config"].update(stages=1)), "does not have network.linear_stages.1"), (dict(header=lambda h: h["config"].update(width=12)), "has network"),
     (dict(header=lambda h: h.pop("camera")), "its header is damaged"), (dict(header=lambda h: h.update(frame_rate=-1)), "its header is damaged"), (dict(header=lambda h: h["skeleton"].update(parents=[0])), "its header is damaged"), (dict(header=lambda h: h.update(format="1")), "its header is damaged"),
     (dict(header=lambda h: h.update(config=[1])), "damaged|not known"), (dict(arrays=lambda t: t.pop("network.w2.bias")), "lacks network.w2.bias"), (dict(arrays=lambda t: t.update(more=torch.ones(2))), "does not have more"),
