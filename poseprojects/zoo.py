@@ -14,12 +14,13 @@ from typing import Any, Callable, Mapping
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import papers
-from .camera import Cameras, ring
+from .camera import Cameras, look_at, ring
 from .data.base import PoseSet, render
 from .data.safe import load_npz, load_torch
 from .data.sources import example_people
@@ -129,7 +130,7 @@ class Trained:
     paper: str                # module of poseprojects.papers
     fidelity: str             # "paper" or "release"
     method: nn.Module         # predicts from a batch of poses in its skeleton; in evaluation mode
-    camera: Cameras           # one, without distortion: what the training pictures were typically taken with
+    camera: Cameras           # one, without distortion: what the training pictures were typically taken with, and how far it looked down
     frame_rate: float         # Hz of neighbouring frames in a window
     data: str                 # training set
     fingerprint: str          # of the training set
@@ -155,11 +156,17 @@ class Trained:
 def typical_camera(
     poses: PoseSet, # a training set
 ) -> Cameras: # one, at the origin, without distortion
-    "The mean of the cameras' intrinsics and picture sizes; a camera counts as often as it has samples."
+    "The mean of the cameras' intrinsics, picture sizes and tilts; a camera counts as often as it has samples."
     share = torch.bincount(poses.camera_id.cpu().long(), minlength=len(poses.cameras)).double()
     mean = lambda values: (share[:, None] * values.cpu().double()).sum(0, keepdim=True) / share.sum()
     zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)
-    return Cameras((f"typical of {poses.name}",), mean(poses.cameras.intrinsics), zeros(1, 5), torch.eye(3, dtype=torch.float64)[None], zeros(1, 3), mean(poses.cameras.resolution))
+    return Cameras((f"typical of {poses.name}",), mean(poses.cameras.intrinsics), zeros(1, 5), _tilted(mean(poses.cameras.rotation[..., 2])[0])[None], zeros(1, 3), mean(poses.cameras.resolution))
+
+def _tilted(up: Float[Tensor, "3"]) -> Float[Tensor, "3 3"]: # up: the world's z in the camera frame
+    "The rotation of a camera without roll that sees the vertical so; the identity where z cannot be the vertical."
+    if not -float(up[1]) > .5: return torch.eye(3, dtype=torch.float64)
+    down = float(torch.atan2(-up[2], -up[1]))
+    return look_at((0., 0., 0.), (math.cos(down), 0., -math.sin(down)))[0]
 
 # %% ../nbs/zoo.ipynb #5db28f76
 def _digest(tensors: Mapping[str, Tensor]) -> str:

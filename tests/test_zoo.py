@@ -103,7 +103,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
 # ---- lifters of our own
 
 OWN = {"martinez": (martinez, martinez.Config(width=24, centring="root+position")), "martinez-bare": (martinez, replace(martinez.VARIANTS["bare"], width=24)), "mlp": (mlp, mlp.Config(width=24, joints=17, units="standard")),
-       "semgcn": (semgcn, semgcn.Config(width=16, units_deep=2, non_local=True)), "stgcn": (stgcn, stgcn.VARIANTS["poseaug"]), "lcn": (lcn, lcn.VARIANTS["metric"]), "laplacian": (lcn, replace(lcn.VARIANTS["metric"], structure="laplacian")),
+       "semgcn": (semgcn, semgcn.Config(width=16, units_deep=2, non_local=True)), "stgcn": (stgcn, stgcn.VARIANTS["poseaug"]), "lcn": (lcn, replace(lcn.VARIANTS["metric"], channels=8)), "laplacian": (lcn, replace(lcn.VARIANTS["metric"], channels=8, structure="laplacian")),
        "videopose": (videopose, videopose.Config(widths=(3, 3), channels=24, causal=True))}
 
 def kept(name, poses, path):
