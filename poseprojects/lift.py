@@ -29,7 +29,7 @@ from .data.base import PoseSet
 from .data.bvh import upright_rotation, write_bvh
 from .data.containers import need_package, read_json
 from .data.crops import read_frames, write_video
-from .data.detections import KNOWN, LAYOUTS, Tracks, check_pixels, checked_size, fill_gaps, main_person, placed, read_detections, recognised
+from .data.detections import CANDIDATES, KNOWN, LAYOUTS, Tracks, check_pixels, checked_size, fill_gaps, main_person, misfit, placed, read_detections, recognised
 from .data.sources import unknown_cameras
 from .papers.lcn import LCN
 from .papers.videopose import ClipNetwork
@@ -144,7 +144,7 @@ def as_tracks(
     if isinstance(skeleton, str):
         if skeleton not in KNOWN: raise InputError(f"skeleton {skeleton!r} is not known, expected one of {', '.join(KNOWN)}")
         skeleton = KNOWN[skeleton]
-    if isinstance(detections, (str, Path)): return read_detections(detections, image_size, layout, skeleton, name)
+    if isinstance(detections, (str, Path)): return _plausible(read_detections(detections, image_size, layout, skeleton, name))
     if isinstance(detections, Tracks):
         if tuple(detections.image_size) != tuple(image_size): raise InputError(f"{detections.name}: the key points are of pictures of {detections.image_size[0]} x {detections.image_size[1]}, expected the image_size {image_size[0]} x {image_size[1]}")
         return detections
@@ -161,7 +161,16 @@ def as_tracks(
     check_pixels(array[some, :, :2], confidence[some], image_size, what)
     skeleton = skeleton or recognised(array[some, :, :2], confidence[some], what)
     seen, frame = (confidence > 0).any(1), np.arange(len(array))
-    return Tracks(what, "array", skeleton, image_size, frame, 0 * frame, array[..., :2], confidence, frame).rows(slice(None) if seen.all() else seen)
+    return _plausible(Tracks(what, "array", skeleton, image_size, frame, 0 * frame, array[..., :2], confidence, frame).rows(slice(None) if seen.all() else seen))
+
+def _plausible(tracks: Tracks) -> Tracks: # the same
+    "Raises `InputError` for key points whose bones are clearly those of another joint set with as many joints."
+    some = slice(None, None, max(1, len(tracks) // 2000))
+    sure = np.asarray(tracks.confidence[some])
+    cost = {s.name: misfit(np.where(sure[..., None] > 0, tracks.pose_2d[some], 0.), sure, s) for s in (tracks.skeleton, *(s for s in CANDIDATES.get(tracks.skeleton.num_joints, ()) if s.num_joints == tracks.skeleton.num_joints))}
+    best = min(cost, key=cost.get)
+    if cost[best] < .5 * cost[tracks.skeleton.name]: raise InputError(f"{tracks.name}: the bones are not those of {tracks.skeleton.name} (misfit {cost[tracks.skeleton.name]:.2f}), expected skeleton {best} (misfit {cost[best]:.2f}) or key points in another order")
+    return tracks
 
 # %% ../nbs/lift.ipynb #6a5dc9c1
 _AT_ONCE = 65_536 # rows of confidence that are looked at

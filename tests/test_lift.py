@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from conftest import real_data, refused
 import poseprojects
 from poseprojects import zoo
 from poseprojects.camera import Cameras, project, ring
-from poseprojects.data import cmu, pose2sim
+from poseprojects.data import cmu, detections, pose2sim
 from poseprojects.data.base import clip_bounds, render
 from poseprojects.data.bvh import read_bvh
 from poseprojects.data.calibrations import write_pose2sim_toml
@@ -229,6 +230,29 @@ def test_two_hours_at_60_hz_stay_small(people, tmp_path):
     assert frames == 432_000 and grown < 300, f"{grown:.0f} MB in {seconds:.0f} s"
 
 
+def test_long_folders_are_read_one_file_at_a_time(people, tmp_path, monkeypatch):
+    "The columns are mapped from a file when there are many; the key points are the same, and only one frame's objects are there at once."
+    rows = torch.cat([clip_of(people, 1, 0), clip_of(people, 1, 1)])
+    frame, person = people.frame[rows].numpy(), people.sequence[rows].numpy()
+    folder = write_openpose(tmp_path / "walk", Tracks("walk", "array", H36M17, SIZE, frame, person, array(people, rows).astype(float), people.confidence[rows].numpy(), np.unique(frame)))
+    expected = detections.read_detections(folder, SIZE, skeleton=H36M17)
+    monkeypatch.setattr(detections, "_IN_MEMORY", 1000)
+    alive, most = weakref.WeakSet(), []
+    class Watched(detections._Person):
+        def __init__(self, *given):
+            super().__init__(*given)
+            alive.add(self), most.append(len(alive))
+        __hash__ = object.__hash__
+    monkeypatch.setattr(detections, "_Person", Watched)
+    found = detections.read_detections(folder, SIZE, skeleton=H36M17)
+    for name in ("frame", "person", "pose_2d", "confidence", "video"): assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert len(most) == 80 and max(most) <= 4, "two people a frame, and the two of the frame before"
+    one = detections.read_detections(write_openpose(tmp_path / "one", expected.of(0)), SIZE, skeleton=H36M17)
+    base = one.pose_2d
+    while base.base is not None and not isinstance(base, np.memmap): base = base.base
+    assert isinstance(base, np.memmap), "of a single person nothing is copied into memory"
+
+
 # ---- where the body stands
 
 def test_true_poses_stand_where_they_stood(people):
@@ -424,6 +448,7 @@ def test_unusable_key_points_are_refused_in_one_sentence(people, tmp_path):
     assert "expected (frames, 17, 2 or 3)" in ask(points[0]) and "expected (frames, 17, 2 or 3)" in ask(points[:, :16]) and "expected (frames, 17, 2 or 3)" in ask("nothing" and {"a": 1})
     assert "confidences run from 0 to 7" in ask(np.concatenate([points, np.linspace(0, 7, points[..., :1].size).reshape(40, 17, 1)], -1))
     assert "skeleton 'h36' is not known" in ask(points, skeleton="h36")
+    assert "the bones are not those of coco17" in ask(points, skeleton="coco17") and "expected skeleton h36m17" in ask(points, skeleton="coco17")
     legs = H36M17.sub(("pelvis", "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"), "legs")
     message = ask(points[:, :7], skeleton=legs)
     assert "'thorax'" in message and "'left_wrist'" in message and "the lifter works on h36m17" in message

@@ -413,10 +413,12 @@ def read_detections(
     made = Tracks(name or path.stem, layout, skeleton, image_size, frame, person, pose_2d, confidence, video, label)
     return made if (np.diff(order) == 1).all() else made.rows(order)
 
+_IN_MEMORY = 1 << 26 # bytes of key points; more are mapped from a temporary file
+
 def _columns(people: Iterable[_Person], what: str, frames: int) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n k 3"], Int[np.ndarray, "n"]]: # frame, key points, identity, by frame
-    "Everybody with a joint, person by person into arrays; what is larger than 64 MB is mapped from a temporary file."
+    "Everybody with a joint, one by one into arrays, so that a long video is never held as objects."
     frame, identity, count = array("q"), array("q"), 0
-    with tempfile.SpooledTemporaryFile(1 << 26) as file:
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
         for p in people:
             if not (p.points[:, 2] > 0).any(): continue
             if count and len(p.points) != count: raise InputError(f"{what}: persons have {min(count, len(p.points))} and {max(count, len(p.points))} key points, expected the same number everywhere")
@@ -425,7 +427,7 @@ def _columns(people: Iterable[_Person], what: str, frames: int) -> tuple[Int[np.
             frame.append(p.frame), identity.append(p.identity)
         if not frame: raise InputError(f"{what}: nobody was found in {frames} frames, expected at least one person")
         shape = (len(frame), count, 3)
-        if file.tell() > 1 << 26: values = np.memmap(file, np.float64, "r+", shape=shape)
+        if file.tell() > _IN_MEMORY: values = np.memmap(file, np.float64, "r+", shape=shape)
         else:
             file.seek(0)
             values = np.frombuffer(bytearray(file.read())).reshape(shape)
