@@ -226,9 +226,8 @@ class Sliding(nn.Module):
     @staticmethod
     def folded(convolution: nn.Conv1d, norm: nn.BatchNorm1d) -> tuple[Float[Tensor, "w i o"], Float[Tensor, "o"]]:
         "A convolution and its batch norm as one matrix for each tap, and a bias."
-        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-        weight, bias = convolution.weight.double() * scale[:, None, None], norm.bias.double() - norm.running_mean.double() * scale
-        return weight.permute(2, 1, 0).float().contiguous(), bias.float()
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return (convolution.weight * scale[:, None, None]).permute(2, 1, 0).detach().contiguous(), (norm.bias - norm.running_mean * scale).detach()
 
     @staticmethod
     def taps(x: Float[Tensor, "t i"], layer: tuple[Tensor, Tensor], dilation: int) -> Float[Tensor, "s o"]:
@@ -322,28 +321,27 @@ def root_translation(
     steps: int = 5,                       # of Gauss and Newton
 ) -> Float[np.ndarray, "t 3"]: # metres; NaN where fewer than three joints were seen
     "The root's place at which the pose projects best onto its key points."
-    P, uv, w = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for a in (pose, rays, weight))
-    seen, w = (w > 0).sum(1) >= 3, w / w.sum(1, keepdim=True).clamp_min(1e-12)
-    one, zero = torch.ones_like(w), torch.zeros_like(w)
-    A = torch.stack([torch.stack([one, zero, -uv[..., 0]], -1), torch.stack([zero, one, -uv[..., 1]], -1)], -2) # (t, j, 2, 3)
-    T = _least_squares(A, uv * P[..., 2:] - P[..., :2], w)
-    T[:, 2] = torch.maximum(T[:, 2], _NEAREST - P[..., 2].amin(1))
-    T[:, :2] = (w[..., None] * (uv * (P[..., 2:] + T[:, None, 2:]) - P[..., :2])).sum(1)
+    pose, total = np.asarray(pose, dtype=np.float64), np.maximum(weight.sum(1, keepdims=True), 1e-12)
+    w, flat, depth = weight / total, pose[..., :2], pose[..., 2]
+    nearest = _NEAREST - depth.min(1)
+    T = _step(rays, np.ones_like(w), rays * depth[..., None] - flat, w)
+    T[:, 2] = np.maximum(T[:, 2], nearest)
+    T[:, :2] = (w[..., None] * (rays * (depth + T[:, 2:])[..., None] - flat)).sum(1)
     for _ in range(steps):
-        X = P + T[:, None]
-        z = X[..., 2:].clamp_min(_NEAREST)
-        flat = X[..., :2] / z
-        J = torch.stack([torch.stack([one, zero, -flat[..., 0]], -1), torch.stack([zero, one, -flat[..., 1]], -1)], -2) / z[..., None]
-        T = T + _least_squares(J, uv - flat, w)
-        T[:, 2] = torch.maximum(T[:, 2], _NEAREST - P[..., 2].amin(1))
-    return torch.where(seen[:, None], T, torch.nan).numpy()
+        inverse = 1 / np.maximum(depth + T[:, 2:], _NEAREST)
+        seen = (flat + T[:, None, :2]) * inverse[..., None]
+        T += _step(seen, inverse, rays - seen, w)
+        T[:, 2] = np.maximum(T[:, 2], nearest)
+    return np.where((weight > 0).sum(1, keepdims=True) >= 3, T, np.nan)
 
-def _least_squares(A: Float[Tensor, "t j 2 3"], b: Float[Tensor, "t j 2"], w: Float[Tensor, "t j"]) -> Float[Tensor, "t 3"]:
-    "The weighted solution of A x = b, with a little damping for frames that say too little."
-    weighted = (w[..., None, None] * A).flatten(1, 2)
-    H = weighted.mT @ A.flatten(1, 2)
-    H = H + 1e-10 * (H.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None] + 1e-9) * torch.eye(3, dtype=H.dtype)
-    return torch.linalg.solve(H, weighted.mT @ b.flatten(1)[..., None])[..., 0]
+def _step(u: Float[np.ndarray, "t j 2"], a: Float[np.ndarray, "t j"], r: Float[np.ndarray, "t j 2"], w: Float[np.ndarray, "t j"]) -> Float[np.ndarray, "t 3"]:
+    "The least squares solution x of a (x_1 - u_1 x_3) = r_1, a (x_2 - u_2 x_3) = r_2 over all joints with weights w; the normal equations, solved by hand."
+    share, b = w * a * a, (w * a)[..., None] * r
+    mass, g = np.maximum(share.sum(1), 1e-300)[:, None], b.sum(1)
+    m = (share[..., None] * u).sum(1) / mass
+    away = u - m[:, None]
+    z = -(b * away).sum((1, 2)) / ((share[..., None] * away * away).sum((1, 2)) + 1e-12 * mass[:, 0])
+    return np.concatenate([g / mass + m * z[:, None], z[:, None]], 1)
 
 # %% ../nbs/lift.ipynb #76ad7733
 def smoothed(
@@ -512,6 +510,8 @@ def lift(
     if not people: raise InputError(f"{tracks.name}: nobody has a joint that the lifter reads, expected key points of a body")
     return Lifted(tracks.name, lifter.skeleton, rate * tracks.frame_step, tracks.frame_step, image_size, camera, people, repr(lifter), _notes(tracks, lifter, network, people, guess, frame_rate), filled)
 
+_MISFIT = .12 # of a person's size in the picture; usual lifts are off by a twentieth
+
 def _notes(tracks: Tracks, lifter: zoo.Trained, network: Network, people: Mapping[int, Lifting], guess: str, frame_rate: float | None) -> tuple[str, ...]:
     "What the reader of the answer must know."
     notes, rule = [guess] if guess else [], conversion(tracks.skeleton, lifter.skeleton)
@@ -520,6 +520,10 @@ def _notes(tracks: Tracks, lifter: zoo.Trained, network: Network, people: Mappin
     if network.turn is not None and (angle := math.degrees(math.acos(min(1., (np.trace(network.turn) - 1) / 2)))) > 1: notes.append(f"the camera was turned by {angle:.0f} degrees to stand as the training cameras do")
     if network.stride > 1: notes.append(f"windows take every {network.stride}. frame, because the lifter was trained at {lifter.frame_rate:g} Hz")
     elif network.window > 1 and not .7 < (30. if frame_rate is None else frame_rate) / tracks.frame_step / lifter.frame_rate < 1.5: notes.append(f"the lifter was trained at {lifter.frame_rate:g} Hz, so motion in its windows looks faster here")
+    for number, person in people.items():
+        some = slice(None, None, max(1, len(person) // 1000))
+        size = np.median(np.linalg.norm(np.ptp(person.pose_2d[some], axis=1), axis=-1))
+        if np.nanmedian(person.off[some]) > _MISFIT * size: notes.append(f"person {number} projects {np.nanmedian(person.off[some]):.0f} px from key points that are {size:.0f} px large: the lifter does not understand them; is the joint order that of {tracks.skeleton.name}, and is the size right?")
     seen = np.zeros(lifter.skeleton.num_joints, dtype=bool)
     for person in people.values(): seen |= np.any(person.confidence > 0, axis=0)
     if not seen.all(): notes.append(f"{', '.join(np.array(lifter.skeleton.joints)[~seen])} were never seen, so what is said about them is a guess")

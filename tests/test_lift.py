@@ -483,6 +483,7 @@ def test_joints_made_by_rule_and_never_seen_are_told(people, tmp_path):
     points = project(torch.from_numpy(clip.pose) @ R[0].T + t[0], eye).numpy()
     points[:, COCO17.index("left_ankle")] = np.nan
     notes = " ".join(lift(points, SIZE, path, skeleton="coco17").notes)
+    assert "the lifter does not understand them" in notes, "its weights are random"
     assert "pelvis = mean of left_hip and right_hip" in notes and "left_ankle were never seen" in notes and "taken as 30 Hz" in notes
 
 
@@ -520,7 +521,9 @@ def test_four_views_agree_with_each_other_and_with_the_markers(trained_on_cmu, t
         eye = trial.cameras[[k]]
         person = pose2sim.nearest_person(trial.tracks[k].converted(pose2sim.POSE2SIM21), trial.frame, trial.reprojected(k))
         ask = dict(calibration=eye, frame_rate=trial.frame_rate)
-        found = lift(person := replace(person, person=0 * person.person), size := tuple(int(v) for v in eye.resolution[0]), lifter, **ask).main
+        whole = lift(person := replace(person, person=0 * person.person), size := tuple(int(v) for v in eye.resolution[0]), lifter, **ask)
+        assert not any("does not understand" in note for note in whole.notes)
+        found = whole.main
         R, there = eye.rotation[0].numpy(), truth[np.searchsorted(trial.frame, found.frame)]
         of = lambda poses: (dict(zip(found.frame.tolist(), poses)), against(poses, there, True), against(poses, there, False))
         views.append(of(found.pose @ R)), leaning.append(of(lift(person, size, lifter, level=False, **ask).main.pose @ R))
