@@ -72,18 +72,21 @@ def read_calibration(
     if name is not None and name not in every.names: raise InputError(f"{path}: there is no camera {name!r}, expected one of {', '.join(every.names)[:200]}")
     return every[[every.names.index(name) if name is not None else 0]].to(torch.float64)
 
+_BLOCK = 16 # px; codecs fill up the right and lower edge to blocks of this size, so 1080 lines may be called 1088
+
 def chosen_camera(
     image_size: tuple[int, int],       # width and height, px
     focal: float | None = None,        # px
     calibration: Cameras | None = None,# one camera
-) -> tuple[Cameras, str]: # the camera, and a sentence where it had to be guessed
+) -> tuple[Cameras, str]: # the camera, and a sentence where something had to be guessed
     "What the key points were seen with. Raises `InputError` for a calibration of another picture size."
     if focal is not None and calibration is not None: raise InputError(f"a focal length of {focal:g} and a calibration were given, expected one of them")
     if calibration is not None:
         if len(calibration) != 1: raise InputError(f"the calibration has {len(calibration)} cameras, expected the one of this video")
         size = calibration.resolution[0]
-        if bool(((size - size.new_tensor(image_size)).abs() > 1).any()): raise InputError(f"the calibration is of pictures of {size[0]:.0f} x {size[1]:.0f} and the video of {image_size[0]} x {image_size[1]}, expected the same size")
-        return calibration.to(torch.float64), ""
+        differ = float((size - size.new_tensor(image_size)).abs().max())
+        if differ >= _BLOCK: raise InputError(f"the calibration is of pictures of {size[0]:.0f} x {size[1]:.0f} and the video of {image_size[0]} x {image_size[1]}, expected the same size")
+        return calibration.to(torch.float64), f"the calibration is of pictures of {size[0]:.0f} x {size[1]:.0f}, taken for the same with the edge that a codec adds" if differ else ""
     stand_in = unknown_cameras([image_size])
     if focal is None: return stand_in, f"the focal length was guessed as {float(stand_in.intrinsics[0, 0]):.0f} px, 1.2 times the longer side; the distance from the camera is as wrong as the guess"
     if not 0.1 * max(image_size) < focal < 100 * max(image_size): raise InputError(f"focal = {focal:g} cannot be for a picture of {image_size[0]} x {image_size[1]}, expected pixels, usually 0.7 to 2 times the longer side")

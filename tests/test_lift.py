@@ -28,6 +28,7 @@ from poseprojects.lift import Network, chosen_camera, level_turn, lift, main, on
 from poseprojects.metrics import mpjpe, pa_mpjpe
 from poseprojects.papers import lcn, martinez, mlp, semgcn, stgcn, videopose
 from poseprojects.skeleton import COCO17, H36M17, convert
+from poseprojects.storage import project_root
 from poseprojects.train.engine import Batch, fit
 from poseprojects.train.evaluation import MeanPose, evaluating, hypotheses
 
@@ -434,6 +435,8 @@ def test_calibrations_of_all_kinds_are_read(people, tmp_path):
         assert camera.names == ("cam2",) and torch.allclose(camera.intrinsics[0], torch.tensor([1150., 1150., 500., 500.]).double())
     assert "expected the name of one of them: cam0, cam1" in refused(read_calibration, tmp_path / "a.toml") and "there is no camera 'x'" in refused(read_calibration, tmp_path / "a.toml", "x")
     assert "expected the same size" in refused(chosen_camera, (640, 480), calibration=people.cameras[[0]])
+    assert chosen_camera(SIZE, calibration=people.cameras[[0]])[1] == "" and "edge that a codec adds" in chosen_camera((1000, 992), calibration=people.cameras[[0]])[1]
+    assert "expected the same size" in refused(chosen_camera, (1000, 984), calibration=people.cameras[[0]])
 
 
 # ---- what is refused
@@ -483,8 +486,20 @@ def test_joints_made_by_rule_and_never_seen_are_told(people, tmp_path):
     points = project(torch.from_numpy(clip.pose) @ R[0].T + t[0], eye).numpy()
     points[:, COCO17.index("left_ankle")] = np.nan
     notes = " ".join(lift(points, SIZE, path, skeleton="coco17").notes)
-    assert "the lifter does not understand them" in notes, "its weights are random"
     assert "pelvis = mean of left_hip and right_hip" in notes and "left_ankle were never seen" in notes and "taken as 30 Hz" in notes
+
+
+def test_what_the_lifter_does_not_understand_is_told(people, tmp_path):
+    "A video that stands on its head: bodies that stand upright do not project onto it."
+    path, _ = made(people, "martinez", tmp_path)
+    points = array(people, clip_of(people))
+    odd = lambda given: any("the lifter does not understand them" in note for note in lift(given, SIZE, path, focal=1150., skeleton="h36m17").notes)
+    assert odd(np.stack([points[..., 0], 1000 - points[..., 1]], -1)) and not odd(points)
+
+
+def test_the_command_is_installed():
+    root = project_root()
+    assert 'pose-lift = "poseprojects.lift:main"' in (root / "pyproject.toml").read_text() and "pose-lift=poseprojects.lift:main" in (root / "settings.ini").read_text()
 
 
 # ---- real views
