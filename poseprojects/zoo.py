@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as packed
 from torch import Tensor, nn
 
 from . import papers
@@ -193,7 +193,7 @@ def save(
               "skeleton": {"name": skeleton.name, "joints": list(skeleton.joints), "parents": list(skeleton.parents)}, "camera": typical_camera(train).to_dict(), "frame_rate": train.frame_rate,
               "data": train.name, "fingerprint": train.fingerprint, "input_2d": train.input_2d, "input_unit": "px", "output_unit": "m, relative to the root, camera frame (x right, y down, z forward)",
               "about": about, "weights": _digest(tensors)}
-    with atomic_write(path) as temporary: save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
+    with atomic_write(path) as temporary: temporary.write_bytes(packed(tensors, {_KEY: json.dumps(header)}))
     return Path(path)
 
 def _refuse_unfinished(tensors: Mapping[str, Tensor], what: str) -> None:

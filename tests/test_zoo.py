@@ -183,3 +183,11 @@ def test_the_trainers_own_checkpoint_says_what_to_do(test, tmp_path):
     fit(method, some, mlp.PLANS["quick"].changed(epochs=1), folder=tmp_path, show=False)
     for place in (tmp_path, tmp_path / "last.pt"):
         with pytest.raises(InputError, match="run .* train notebook once more"): zoo.load(None, place)
+
+def test_a_full_disk_is_one_sentence(test, tmp_path, monkeypatch):
+    import errno
+    from pathlib import Path
+    def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="no space is left on the device"): kept("mlp", test.select(torch.arange(0, 800)), tmp_path / "lifter.safetensors")
+    assert not list(tmp_path.iterdir())
