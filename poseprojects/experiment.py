@@ -28,6 +28,7 @@ from .train.devices import choose_devices, peak_memory
 from .train.engine import Batch, History, Plan, fit, run_identity
 from .train.evaluation import ConstantDepth, MeanPose, evaluate, evaluating, hypotheses
 from .train.tracking import environment
+from .zoo import save as save_lifter
 
 # %% ../nbs/experiment.ipynb #c3b1292e
 @dataclass(frozen=True)
@@ -182,7 +183,13 @@ class Experiment:
         peeks = any(p.selection == "best-on-test" for p in self.protocols) and self.out_dir # as a release did; the record says so
         self.history = fit(self.method, self.streams, plan, folder=self.out_dir, device=self.devices, seed=self.given.seed, resume=self.given.resume,
                            validation=self.held if self.held is not None else self.test if peeks else None, protocol=self.protocols[0])
+        self.keep()
         return self.history
+
+    def keep(self) -> Path | None: # the file; None where nothing is kept
+        "Saves the method as `lifter.safetensors` beside its checkpoint: all that `zoo.load` and `pose-lift` need."
+        if self.out_dir is None or not self.history.main: return None
+        return save_lifter(self.out_dir / "lifter.safetensors", self.name, self.method, self.loaded, self.given.fidelity, variant=self.variant, plan=asdict(self.plan), seed=self.given.seed, validation=self.given.validation)
 
     def _own(self, folder: Path, plan: Plan) -> Path:
         "The folder, or one beside it where a run of the same names but with other numbers, options or data has left its checkpoint."

@@ -1,11 +1,12 @@
 """What train notebooks do, run without a notebook: records, several processes, checkpoints chosen on other people, other data sets."""
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from mocap_pack import make_pack
 
+from poseprojects import zoo
 from poseprojects.data import cmu
 from poseprojects.experiment import Experiment, Parameters, score_lines
 from poseprojects.papers import lcn, martinez
@@ -44,6 +45,14 @@ def test_records_of_a_run_and_of_what_learns_nothing(places, pack):
     assert "out_dir" not in ours.notebook_parameters and "also_test" not in ours.notebook_parameters
     assert ours.steps == made.history.steps == len(made.train) // 64 and ours.parameters == sum(p.numel() for p in made.method.parameters())
     assert records["mean_pose"].steps == records["mean_pose"].parameters == 0 and records["mean_pose"].protocol_line == ours.protocol_line
+
+
+def test_a_run_leaves_a_lifter_that_can_be_used(places, pack):
+    made, _ = run(martinez, pack, variant="width-512", seed=3)
+    path, = (places / "runs").rglob("lifter.safetensors")
+    lifter = zoo.load("martinez", path.parent)
+    assert path.parent == made.out_dir and lifter.about == {"variant": "width-512", "plan": json.loads(json.dumps(asdict(made.plan))), "seed": 3, "validation": ""}
+    assert lifter.fingerprint == made.train.fingerprint and all(torch.equal(a, b) for a, b in zip(lifter.method.state_dict().values(), made.method.state_dict().values()))
 
 
 def test_what_learns_nothing_is_recorded_once_for_all_methods(places, pack):

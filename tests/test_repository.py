@@ -94,7 +94,7 @@ def test_notebook_and_package_trees_are_the_same(path):
     assert exported == ".".join(path.relative_to(ROOT / "nbs").with_suffix("").parts)
 
 
-LAYERS = [{"storage"}, {"skeleton"}, {"camera", "view"}, {"metrics"}, {"protocol"}, {"data"}, {"train"}, {"papers"}, {"results", "site", "export", "zoo"}, {"experiment"}, {"benchmarks"}]
+LAYERS = [{"storage"}, {"skeleton"}, {"camera", "view"}, {"metrics"}, {"protocol"}, {"data"}, {"train"}, {"papers"}, {"results", "site", "export", "zoo"}, {"experiment", "lift"}, {"benchmarks"}]
 
 
 def test_imports_point_down():

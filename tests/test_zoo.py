@@ -1,5 +1,7 @@
 "Released checkpoints in the containers of their repositories, and files that are something else."
+import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from poseprojects import zoo
 from poseprojects.data import synthetic
-from poseprojects.papers import lcn
+from poseprojects.papers import lcn, martinez, mlp, semgcn, stgcn, videopose
 from poseprojects.papers.mlp import MLPNetwork
 from poseprojects.papers.semgcn import SemGCNNetwork
 from poseprojects.papers.stgcn import STGCNNetwork, SixteenJoints
@@ -97,3 +99,95 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
     for name in ("bad.pth", "plain.pkl"):
         with pytest.raises(InputError): zoo.load("mlp", tmp_path / name)
     assert not (tmp_path / "canary").exists()
+
+# ---- lifters of our own
+
+OWN = {"martinez": (martinez, martinez.Config(width=24, centring="root+position")), "martinez-bare": (martinez, replace(martinez.VARIANTS["bare"], width=24)), "mlp": (mlp, mlp.Config(width=24, joints=17, units="standard")),
+       "semgcn": (semgcn, semgcn.Config(width=16, units_deep=2, non_local=True)), "stgcn": (stgcn, stgcn.VARIANTS["poseaug"]), "lcn": (lcn, replace(lcn.VARIANTS["metric"], channels=8)), "laplacian": (lcn, replace(lcn.VARIANTS["metric"], channels=8, structure="laplacian")),
+       "videopose": (videopose, videopose.Config(widths=(3, 3), channels=24, causal=True))}
+
+def kept(name, poses, path):
+    "A method that is not as it was built, and its file."
+    paper, config = OWN[name]
+    method = paper.build(poses, config)
+    with torch.no_grad():
+        for entry, value in method.state_dict().items():
+            if value.is_floating_point() and "matrix" not in entry: value.mul_(1 + .1 * torch.rand_like(value))
+    return method.eval(), zoo.save(path, paper.__name__.rsplit(".", 1)[-1], method, poses, plan="quick", seed=3)
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_lifter_comes_back_as_it_was(name, tmp_path, test):
+    poses = test.select(torch.arange(0, 800))
+    method, path = kept(name, poses, tmp_path / "lifter.safetensors")
+    state = torch.get_rng_state()
+    lifter = zoo.load(None, path)
+    assert torch.equal(torch.get_rng_state(), state), "loading draws no random numbers of the caller's"
+    assert lifter.paper == OWN[name][0].__name__.rsplit(".", 1)[-1] and lifter.config == method.config and lifter.skeleton == poses.skeleton and not lifter.method.training
+    assert (lifter.data, lifter.fingerprint, lifter.input_2d, lifter.frame_rate, lifter.about) == (poses.name, poses.fingerprint, "gt", poses.frame_rate, {"plan": "quick", "seed": 3})
+    ours, theirs = method.state_dict(), lifter.method.state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    batch = lambda: Batch(poses, torch.arange(16), window=getattr(method, "window", 1), causal=getattr(method, "causal", False))
+    with torch.no_grad(): assert torch.equal(lifter.method.predict(batch()), method.predict(batch()))
+    assert zoo.load(lifter.paper, tmp_path).fingerprint == poses.fingerprint, "the folder of a run will do"
+
+def test_the_camera_is_the_mean_over_the_samples(test, tmp_path):
+    rows = torch.cat([(test.camera_id == 0).nonzero().flatten()[:30], (test.camera_id == 2).nonzero().flatten()[:10]]).sort().values
+    lifter = zoo.load(None, kept("mlp", test.select(rows), tmp_path / "a.safetensors")[1])
+    expected = .75 * test.cameras.intrinsics[0] + .25 * test.cameras.intrinsics[2]
+    assert torch.allclose(lifter.camera.intrinsics[0], expected) and not bool(lifter.camera.distortion.any()) and lifter.camera.resolution.tolist() == [[1000., 1000.]]
+
+def changed(path, header=None, arrays=None, raw=None):
+    "The file with another header, or other weights under the old one."
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    with safe_open(path, framework="pt") as stored: metadata, tensors = stored.metadata(), {n: stored.get_tensor(n).clone() for n in stored.keys()}
+    content = json.loads(metadata["poseprojects_lifter"])
+    if header: header(content)
+    if arrays:
+        arrays(tensors)
+        if not raw: content["weights"] = zoo._digest(tensors)
+    save_file(tensors, path, metadata={"poseprojects_lifter": json.dumps(content)})
+
+@pytest.mark.parametrize("change, message", [
+    (dict(header=lambda h: h.update(format=99)), "written in format 99, expected at most 1"), (dict(header=lambda h: h.update(paper="os")), "'os', which this version does not know, expected a paper among"),
+    (dict(header=lambda h: h.update(paper="blocks")), "'blocks', which this version does not know"), (dict(header=lambda h: h.update(paper=["mlp"])), "does not know"),
+    (dict(header=lambda h: h["config"].update(magic=1)), "option 'magic' is not known to mlp"), (dict(header=lambda h: h["config"].update(width=4096)), "option width = 4096 is larger than any side of the weights"),
+    (dict(header=lambda h: h["config"].update(joints=5)), "joints = 5 is not one of"), (dict(header=lambda h: h["config"].update(stages=1)), "does not have network.linear_stages.1"), (dict(header=lambda h: h["config"].update(width=12)), "has network"),
+    (dict(header=lambda h: h.pop("camera")), "its header is damaged"), (dict(header=lambda h: h.update(frame_rate=-1)), "its header is damaged"), (dict(header=lambda h: h["skeleton"].update(parents=[0])), "its header is damaged"), (dict(header=lambda h: h.update(format="1")), "its header is damaged"),
+    (dict(header=lambda h: h.update(config=[1])), "damaged|not known"), (dict(arrays=lambda t: t.pop("network.w2.bias")), "lacks network.w2.bias"), (dict(arrays=lambda t: t.update(more=torch.ones(2))), "does not have more"),
+    (dict(arrays=lambda t: t["network.w2.bias"].fill_(float("inf"))), "network.w2.bias holds NaN or infinity"), (dict(arrays=lambda t: t["network.w2.bias"].add_(1), raw=True), "do not match their fingerprint")])
+def test_damaged_lifters_are_refused(change, message, test, tmp_path):
+    _, path = kept("mlp", test.select(torch.arange(0, 800)), tmp_path / "lifter.safetensors")
+    changed(path, **change)
+    with pytest.raises(InputError, match=message) as refusal: zoo.load(None, path)
+    assert "\n" not in str(refusal.value) and str(path) in str(refusal.value) or "joints = 5" in message
+
+def test_what_is_no_lifter_is_refused(test, tmp_path):
+    from poseprojects.data.base import save
+    some = test.select(torch.arange(0, 800))
+    _, path = kept("mlp", some, tmp_path / "lifter.safetensors")
+    with pytest.raises(InputError, match="this is a lifter of mlp, expected martinez"): zoo.load("martinez", path)
+    with pytest.raises(InputError, match="is a set of poses and holds no weights"): zoo.load(None, save(some, tmp_path / "set.safetensors"))
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match="no complete safetensors file"): zoo.load(None, tmp_path / "cut.safetensors")
+    with pytest.raises(InputError, match="no complete safetensors file"): zoo.load(None, tmp_path / "missing.safetensors")
+    method = mlp.build(some, OWN["mlp"][1])
+    with torch.no_grad(): method.network.w2.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="holds NaN"): zoo.save(tmp_path / "bad.safetensors", "mlp", method, some)
+    assert not (tmp_path / "bad.safetensors").exists() and not list(tmp_path.glob(".tmp-*"))
+
+def test_the_trainers_own_checkpoint_says_what_to_do(test, tmp_path):
+    from poseprojects.train.engine import fit
+    some = test.select(torch.arange(0, 800))
+    method = mlp.build(some, OWN["mlp"][1])
+    fit(method, some, mlp.PLANS["quick"].changed(epochs=1), folder=tmp_path, show=False)
+    for place in (tmp_path, tmp_path / "last.pt"):
+        with pytest.raises(InputError, match="run .* train notebook once more"): zoo.load(None, place)
+
+def test_a_full_disk_is_one_sentence(test, tmp_path, monkeypatch):
+    import errno
+    from pathlib import Path
+    def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="no space is left on the device"): kept("mlp", test.select(torch.arange(0, 800)), tmp_path / "lifter.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['ABOUT', 'PROTOCOL', 'SPLITS', 'RECIPE', 'OPENPOSE18', 'BODY25B', 'HALPE26', 'CANDIDATES', 'KNOWN', 'MAX_GAP',
            'LEAST_SIMILARITY', 'LAYOUTS', 'person_boxes', 'misfit', 'recognised', 'Tracks', 'usual_step', 'similarity',
-           'track', 'frame_of_name', 'layout_of', 'read_detections', 'checked_size', 'main_person', 'fill_gaps',
-           'to_poseset', 'placed', 'write_coco', 'write_openpose', 'load', 'example']
+           'track', 'frame_of_name', 'layout_of', 'check_pixels', 'read_detections', 'checked_size', 'main_person',
+           'fill_gaps', 'to_poseset', 'placed', 'write_coco', 'write_openpose', 'load', 'example']
 
 # %% ../../nbs/data/detections.ipynb #a38d201e
-import json, math, re
+import json, math, os, re, tempfile
+from array import array
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -316,16 +317,18 @@ def _openpose_frame(content: dict, what: str, frame: int) -> list[_Person]:
         people.append(_Person(frame, _triplets(person.get(key), where, key), _identity(person.get("person_id"))))
     return people
 
-def _openpose(files: Sequence[Path], what: str) -> tuple[list[_Person], list[int], str]:
-    "A folder of OpenPose files."
-    people, numbers = [], {}
-    for frame, path in sorted((frame_of_name(path.name), path) for path in files):
-        if frame in numbers: raise InputError(f"{what}: {numbers[frame].name} and {path.name} are both frame {frame}, expected one file for each frame of one video")
-        numbers[frame] = path
-        content = read_json(path, 1 << 24)
-        if layout_of(content) != "openpose": raise InputError(f"{path}: the content is {layout_of(content) or 'no key points'}, expected an OpenPose frame as in the other files of the folder")
-        people += _openpose_frame(content, str(path), frame)
-    return people, list(numbers), ""
+def _openpose(folder: Path, names: Sequence[str]) -> tuple[Iterator[_Person], list[int], str]:
+    "A folder of OpenPose files, each read when its people are asked for: a long video has hundreds of thousands."
+    ordered = sorted((frame_of_name(name), name) for name in names)
+    for (frame, name), (after, other) in zip(ordered, ordered[1:]):
+        if frame == after: raise InputError(f"{folder}: {name} and {other} are both frame {frame}, expected one file for each frame of one video")
+
+    def people() -> Iterator[_Person]:
+        for frame, name in ordered:
+            content = read_json(path := folder / name, 1 << 24)
+            if layout_of(content) != "openpose": raise InputError(f"{path}: the content is {layout_of(content) or 'no key points'}, expected an OpenPose frame as in the other files of the folder")
+            yield from _openpose_frame(content, str(path), frame)
+    return people(), [frame for frame, _ in ordered], ""
 
 # %% ../../nbs/data/detections.ipynb #500ca3b0
 LAYOUTS = ("openpose", "coco", "alphapose", "mmpose", "kinetics")
@@ -341,14 +344,14 @@ def layout_of(
     if "keypoints" in first and "image_id" in first: return "alphapose" if isinstance(first["image_id"], str) else "coco"
     return "coco" if "keypoints" in first and ("frame_id" in first or "frame" in first) else ""
 
-def _gather(path: Path, image_size: tuple[int, int], layout: str | None) -> tuple[str, list[_Person], list[int], str]: # layout, persons, frames, label
+def _gather(path: Path, image_size: tuple[int, int], layout: str | None) -> tuple[str, Iterable[_Person], list[int], str]: # layout, persons, frames, label
     "Reads the file or folder of one video."
     if layout not in (None, *LAYOUTS): raise InputError(f"layout {layout!r} is not known, expected one of {', '.join(LAYOUTS)}")
     if path.is_dir():
-        files = [p for p in path.iterdir() if p.suffix == ".json" and p.name != "video.json"]
-        if not files: raise InputError(f"{path}: the folder holds no JSON files, expected one OpenPose file for each frame")
+        names = [name for name in os.listdir(path) if name.endswith(".json") and name != "video.json"]
+        if not names: raise InputError(f"{path}: the folder holds no JSON files, expected one OpenPose file for each frame")
         if layout not in (None, "openpose"): raise InputError(f"{path}: this is a folder, expected one file for the layout {layout!r}; only OpenPose writes folders")
-        return ("openpose", *_openpose(files, str(path)))
+        return ("openpose", *_openpose(path, names))
     if not path.is_file(): raise InputError(f"{path}: there is no such file or folder, expected detections as JSON")
     content = read_json(path, 1 << 28)
     found = layout_of(content)
@@ -365,8 +368,16 @@ def _confidence(score: Float[np.ndarray, "n k"], what: str) -> Float[np.ndarray,
     if score.max() > 1.5 or score.min() < -.5: raise InputError(f"{what}: confidences run from {score.min():.4g} to {score.max():.4g}, expected 0 to 1; are they logits, or is the order not x, y, confidence?")
     return score.clip(0, 1)
 
-def _check_pixels(pose_2d: np.ndarray, confidence: np.ndarray, image_size: tuple[int, int], what: str) -> None:
-    "Refuses coordinates that cannot be pixels of this picture."
+def check_pixels(
+    pose_2d: Float[np.ndarray, "n j 2"],  # px, as is hoped
+    confidence: Float[np.ndarray, "n j"], # 0: missing
+    image_size: tuple[int, int],          # width and height, px
+    what: str,                            # file, for the message
+) -> None:
+    "Raises `InputError` for coordinates that cannot be pixels of this picture; of a very long video it looks at every n-th row."
+    every = max(1, len(pose_2d) // 50_000)
+    if every > 1 and not (confidence[::every] > 0).any(): every = 1
+    pose_2d, confidence = pose_2d[::every], confidence[::every]
     seen = pose_2d[confidence > 0]
     if not len(seen): raise InputError(f"{what}: no joint has a confidence above 0, expected at least one person")
     if np.abs(seen).max() <= 2: raise InputError(f"{what}: coordinates run from {seen.min():.3g} to {seen.max():.3g}, so they are normalised, expected pixels")
@@ -384,27 +395,45 @@ def read_detections(
     "Reads the key points of a video and follows its people. Raises `InputError` in one sentence."
     path, what, image_size = Path(path), str(path), checked_size(image_size)
     layout, people, frames, label = _gather(path, image_size, layout)
-    people = [p for p in people if (p.points[:, 2] > 0).any()]
-    if not people: raise InputError(f"{what}: nobody was found in {len(frames)} frames, expected at least one person")
-    counts = sorted({len(p.points) for p in people})
-    if len(counts) > 1: raise InputError(f"{what}: persons have {counts[0]} and {counts[1]} key points, expected the same number everywhere")
-    people.sort(key=lambda p: p.frame)
-    frame, values = np.array([p.frame for p in people]), np.stack([p.points for p in people])
+    frame, values, identity = _columns(people, what, len(frames))
     most = int(np.unique(frame, return_counts=True)[1].max())
     if most > _MOST_PERSONS: raise InputError(f"{what}: {most} persons in one frame, expected at most {_MOST_PERSONS}")
     pose_2d, confidence = values[..., :2], _confidence(values[..., 2], what)
-    _check_pixels(pose_2d, confidence, image_size, what)
+    check_pixels(pose_2d, confidence, image_size, what)
     if skeleton is None:
         skeleton = recognised(pose_2d, confidence, what)
         pose_2d, confidence = pose_2d[:, :skeleton.num_joints], confidence[:, :skeleton.num_joints] # whole-body sets begin with the body
-    elif skeleton.num_joints != counts[0]: raise InputError(f"{what}: a person has {counts[0]} key points, expected the {skeleton.num_joints} of {skeleton.name}")
+    elif skeleton.num_joints != values.shape[1]: raise InputError(f"{what}: a person has {values.shape[1]} key points, expected the {skeleton.num_joints} of {skeleton.name}")
     kept = (confidence > 0).any(1)
-    frame, pose_2d, confidence = frame[kept], pose_2d[kept], confidence[kept]
-    video, identity = np.unique(frames), np.array([p.identity for p in people])[kept]
+    if not kept.all(): frame, pose_2d, confidence, identity = frame[kept], pose_2d[kept], confidence[kept], identity[kept]
+    video = np.unique(frames)
     trusted = (identity >= 0).all() and len(np.unique(np.stack([frame, identity]), axis=1).T) == len(frame) and np.unique(frame, return_counts=True)[1].max() <= len(np.unique(identity))
     person = np.unique(identity, return_inverse=True)[1] if trusted else track(frame, pose_2d, confidence, usual_step(video), max_gap)
     order = np.lexsort((frame, person))
-    return Tracks(name or path.stem, layout, skeleton, image_size, frame[order], person[order], pose_2d[order], confidence[order], video, label)
+    made = Tracks(name or path.stem, layout, skeleton, image_size, frame, person, pose_2d, confidence, video, label)
+    return made if (np.diff(order) == 1).all() else made.rows(order)
+
+_IN_MEMORY = 1 << 26 # bytes of key points; more are mapped from a temporary file
+
+def _columns(people: Iterable[_Person], what: str, frames: int) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n k 3"], Int[np.ndarray, "n"]]: # frame, key points, identity, by frame
+    "Everybody with a joint, one by one into arrays, so that a long video is never held as objects."
+    frame, identity, count = array("q"), array("q"), 0
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
+        for p in people:
+            if not (p.points[:, 2] > 0).any(): continue
+            if count and len(p.points) != count: raise InputError(f"{what}: persons have {min(count, len(p.points))} and {max(count, len(p.points))} key points, expected the same number everywhere")
+            count = len(p.points)
+            file.write(np.ascontiguousarray(p.points, dtype=np.float64).tobytes())
+            frame.append(p.frame), identity.append(p.identity)
+        if not frame: raise InputError(f"{what}: nobody was found in {frames} frames, expected at least one person")
+        shape = (len(frame), count, 3)
+        if file.tell() > _IN_MEMORY: values = np.memmap(file, np.float64, "r+", shape=shape)
+        else:
+            file.seek(0)
+            values = np.frombuffer(bytearray(file.read())).reshape(shape)
+    frame, identity = np.array(frame), np.array(identity)
+    order = np.argsort(frame, kind="stable")
+    return (frame, values, identity) if (np.diff(frame) >= 0).all() else (frame[order], values[order], identity[order])
 
 def checked_size(
     image_size: Any, # as the user gave it
