@@ -146,7 +146,7 @@ class Experiment:
         self.loaded = train
         self.train = self.paper.prepared(train, self.config, self.given.fidelity) if hasattr(self.paper, "prepared") else train
         if in_test(): # which only asks whether the notebook works
-            self.train, self.test = (poses.select(torch.arange(0, len(poses), 8)) for poses in (self.train, self.test))
+            self.train, self.test = (poses.select(torch.arange(0, len(poses), getattr(self.paper, "IN_TEST_EVERY", 8))) for poses in (self.train, self.test))
         self.streams: Mapping[str, PoseSet] = self.paper.streams(self.train, self.config) if hasattr(self.paper, "streams") else {"train": self.train}
         self.train = next(iter(self.streams.values()))
         return self.train, self.test

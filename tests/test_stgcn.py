@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from conftest import refused, some
+from poseprojects import zoo
 from poseprojects.camera import intrinsic_normalize, undistort
 from poseprojects.data import synthetic
 from poseprojects.data.base import clip_bounds, window_index
@@ -228,3 +229,10 @@ def test_short_training_beats_the_trivial_answers(options, clips, batch, epochs,
     fit(method, many, Plan("short", epochs, batch, 2e-3, Schedule("one_cycle", end=0.001)), show=False)
     error, mean, flat = (evaluate(m, few, protocol)["mpjpe"] for m in (method, MeanPose(train), ConstantDepth()))
     assert error < 0.6 * mean and error < flat, (error, mean, flat)
+
+# ---------------------------------------------------------------- released files
+
+def test_released_files_of_other_forms_are_refused(tmp_path):
+    torch.save(Refinement().state_dict(), tmp_path / "model_post_refine.pth")
+    torch.save(STGCNNetwork(frames=3).state_dict(), tmp_path / "three.pth")
+    assert "refinement head" in refused(zoo.load, None, tmp_path / "model_post_refine.pth") and "several frames" in refused(zoo.load, "stgcn", tmp_path / "three.pth")
