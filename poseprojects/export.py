@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from .data.containers import need_package
 from .skeleton import Skeleton
 from .storage import InputError
-from .train.evaluation import evaluating
 
 # %% ../nbs/export.ipynb #2de26585
 INPUTS = { # what a graph may be given -> shape, unit and meaning
@@ -75,7 +74,7 @@ def traceable(
     for layer in other.modules():
         if hasattr(layer, "formulation"): layer.formulation = "reference"
     sequences = getattr(other, "window", 1) > 1 and hasattr(other.network, "sequence_form")
-    if sequences: other.network = other.network.sequence_form()
+    if sequences: other.network, other.window = other.network.sequence_form(), 1 # whatever it does with windows is not needed
     return other, sequences
 
 def _example(skeleton: Skeleton, frames: int, batch: int) -> dict[str, Tensor]: # by the names of `INPUTS`
@@ -88,8 +87,8 @@ def inputs_of(
     method: nn.Module, # with `skeleton` and `predict`
 ) -> tuple[str, ...]: # names of `INPUTS`, the 2D joints first
     "What a method reads. Raises `InputError` when it reads more than a new video can give."
-    given = Given(method.skeleton, {name: value.to(next(method.parameters()).device) for name, value in _example(method.skeleton, getattr(method, "window", 1), 2).items()})
-    with evaluating(method): method.predict(given)
+    given = Given(method.skeleton, _example(method.skeleton, getattr(method, "window", 1), 2))
+    with torch.no_grad(): traceable(method)[0].predict(given)
     return tuple(name for name in INPUTS if name in given.read)
 
 # %% ../nbs/export.ipynb #51194f54
@@ -127,7 +126,7 @@ def export(
     (whole, sequences), inputs, window = traceable(method), inputs_of(method), getattr(method, "window", 1)
     told = description(method, inputs, sequences, more)
     example = _example(method.skeleton, window + 6 if sequences else window, 3)
-    axes = {name: {0: torch.export.Dim("batch", min=1)} | ({1: torch.export.Dim("frames", min=window)} if sequences and name != "resolution" else {}) for name in inputs}
+    axes = {name: {0: torch.export.Dim("batch", min=1)} | ({1: torch.export.Dim("frames", min=window + 1)} if sequences and name != "resolution" else {}) for name in inputs}
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder, torch.no_grad(), _quiet():
         made = Path(folder) / path.name
         program = torch.export.export(Graph(whole, inputs), tuple(example[name] for name in inputs), dynamic_shapes=(tuple(axes[name] for name in inputs),))
@@ -195,6 +194,7 @@ def largest_difference(
     example = _example(method.skeleton, window + frames if told["frames_free"] else window, batch)
     found = run(**{name: example[name] for name in told["inputs"]})
     own = copy.deepcopy(method).cpu().eval()
+    own.window = 1 # each window by itself
     with torch.no_grad():
         if not told["frames_free"]: return float((found - own.predict(Given(method.skeleton, example))[:, 0]).abs().max())
         windows = example | {"pose_2d": example["pose_2d"].unfold(1, window, 1).movedim(-1, 2).flatten(0, 1), "resolution": example["resolution"].repeat_interleave(frames + 1, 0)}

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'opened', 'read_calibration', 'chosen_camera', 'rays_of', 'seen_by', 'level_turn', 'turned', 'as_tracks',
-           'Clip', 'clips_of', 'Sliding', 'sliding', 'Network', 'root_translation', 'smoothed', 'reach_of', 'Lifting',
+           'Clip', 'clips_of', 'slides', 'Network', 'root_translation', 'smoothed', 'reach_of', 'Lifting',
            'lifted_pieces', 'Lifted', 'lift', 'write_npz', 'write_json', 'write_csv', 'on_grid', 'write_markers',
            'write_hierarchies', 'page', 'write_pages', 'video_facts', 'Film', 'write_film', 'main']
 
 # %% ../nbs/lift.ipynb #bdb0c18e
-import argparse, copy, csv, json, math, sys, tempfile
+import argparse, csv, json, math, sys, tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -41,7 +41,7 @@ from .view.colours import joint_colours
 from .view.stage import box_around, upright
 
 # %% ../nbs/lift.ipynb #554af3c4
-_H36M = Cameras(("typical of Human3.6M",), *(torch.tensor([row], dtype=torch.float64) for row in ((1147.34, 1146.24, 514.04, 506.70), (0.,) * 5)), torch.eye(3, dtype=torch.float64)[None],
+_H36M = Cameras(("typical of Human3.6M (unverified)",), *(torch.tensor([row], dtype=torch.float64) for row in ((1147.34, 1146.24, 514.04, 506.70), (0.,) * 5)), torch.eye(3, dtype=torch.float64)[None],
                 torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[1000., 1001.]], dtype=torch.float64))
 
 def opened(
@@ -217,48 +217,11 @@ def clips_of(
     return [Clip(part := rows.rows(slice(a, b)), rule, int(part.frame[-1] - part.frame[0]) // step + 1, step, max_gap) for a, b in zip(cuts, cuts[1:])]
 
 # %% ../nbs/lift.ipynb #2ae1a8e0
-class Sliding(nn.Module):
-    "The clip network of VideoPose3D as one pass over a long stretch: an answer for every frame with a whole window."
-
-    def __init__(self, network: ClipNetwork): # trained, in evaluation mode
-        super().__init__()
-        self.network = network
-        norms = [network.expand_bn, *network.layers_bn]
-        self.layers = [self.folded(c, n) for c, n in zip([network.expand_conv, *network.layers_conv], norms)]
-
-    @staticmethod
-    def folded(convolution: nn.Conv1d, norm: nn.BatchNorm1d) -> tuple[Float[Tensor, "w i o"], Float[Tensor, "o"]]:
-        "A convolution and its batch norm as one matrix for each tap, and a bias."
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        return (convolution.weight * scale[:, None, None]).permute(2, 1, 0).detach().contiguous(), (norm.bias - norm.running_mean * scale).detach()
-
-    @staticmethod
-    def taps(x: Float[Tensor, "t i"], layer: tuple[Tensor, Tensor], dilation: int) -> Float[Tensor, "s o"]:
-        "A dilated convolution with ReLU, frames first."
-        weight, bias = layer
-        length = len(x) - (len(weight) - 1) * dilation
-        y = torch.addmm(bias, x[:length], weight[0])
-        for k in range(1, len(weight)): y.addmm_(x[k * dilation:k * dilation + length], weight[k])
-        return y.relu_()
-
-    def forward(self, clip: Float[Tensor, "1 t j 2"]) -> Float[Tensor, "s k 3"]: # s = t - receptive field + 1
-        net = self.network
-        x = self.taps(clip[0].flatten(1), self.layers[0], 1)
-        for k in range(1, len(net.widths)):
-            inner = self.taps(self.taps(x, self.layers[2 * k - 1], net.dilations[k]), self.layers[2 * k], 1)
-            first = net.kept(k) * net.dilations[k]
-            x = x[first:first + len(inner)] + inner
-        pose = F.linear(x, net.shrink.weight[..., 0], net.shrink.bias).unflatten(1, (net.joints_out, 3))
-        return pose if net.joints_out == net.joints_in else F.pad(pose, (0, 0, 1, 0))
-
-def sliding(
+def slides(
     method: nn.Module, # of any paper
-) -> nn.Module | None: # the same method with a network that slides; None where it looks at single frames, or cannot slide
-    "A method whose `predict` answers for every frame of one long window."
-    if getattr(method, "window", 1) == 1 or not isinstance(getattr(method, "network", None), ClipNetwork): return None
-    other = copy.copy(method)
-    other._modules = {**method._modules, "network": Sliding(method.network)}
-    return other
+) -> bool:
+    "Whether its `predict` answers for every window of one long clip."
+    return getattr(method, "window", 1) > 1 and isinstance(getattr(method, "network", None), ClipNetwork)
 
 # %% ../nbs/lift.ipynb #25c84151
 class Network:
@@ -271,7 +234,7 @@ class Network:
         self.stride = max(1, round(rate / lifter.frame_rate)) if self.window > 1 else 1
         self.past = (self.window - 1 if self.causal else self.window // 2) * self.stride
         self.future = (self.window - 1) * self.stride - self.past
-        self.turn, self.slides = level_turn(camera, lifter.camera) if level else None, sliding(self.method)
+        self.turn, self.slides = level_turn(camera, lifter.camera) if level else None, slides(self.method)
         self.camera = replace(lifter.camera, rotation=camera.rotation if self.turn is None else torch.from_numpy(self.turn) @ camera.rotation)
 
     def __call__(self,
@@ -284,11 +247,11 @@ class Network:
         poses, n = self.as_set(pose_2d, confidence), len(pose_2d)
         offsets, found = torch.arange(-self.past, self.future + 1, self.stride), torch.empty(end - first, self.lifter.skeleton.num_joints, 3)
         with evaluating(self.method):
-            if self.slides is not None:
+            if self.slides:
                 for phase in range(min(self.stride, end - first)):
                     centres = torch.arange(first + phase, end, self.stride)
                     stretch = torch.cat([centres[0] + offsets[:-1], centres + offsets[-1]]) # every frame once, from the first window to the last
-                    found[phase::self.stride] = self.answer(self.slides, self.batch_of(poses, torch.zeros(1, dtype=torch.long), stretch.clamp(0, n - 1)[None]))
+                    found[phase::self.stride] = self.answer(self.method, self.batch_of(poses, torch.zeros(1, dtype=torch.long), stretch.clamp(0, n - 1)[None]))
             else:
                 for index in torch.arange(first, end).split(self.batch):
                     frames = (index[:, None] + offsets).clamp(0, n - 1)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'TemporalNetwork', 'SequenceForm', 'folded', 'convolved', 'ClipNetwork',
-           'stretches', 'Run', 'runs', 'joined', 'lifted_together', 'trajectory_error', 'Config', 'streams',
-           'VideoPose', 'scoring', 'build']
+           'RootedSequences', 'stretches', 'Run', 'runs', 'joined', 'lifted_together', 'trajectory_error', 'Config',
+           'streams', 'VideoPose', 'scoring', 'build']
 
 # %% ../../nbs/papers/videopose.ipynb #0e55481c
 import math
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..camera import Standardizer
 from ..data.base import PoseSet, clip_bounds
-from .blocks import descend
+from .blocks import FastDropout, descend
 from .lifters import Lifter, LifterConfig, poseaug_plan, quick_plan, scoring as scoring_of_lifters
 from .reprojection import bone_difference, mirrored_half, relative_metres, reprojection_error
 from ..protocol import Protocol
@@ -37,7 +37,7 @@ class TemporalNetwork(nn.Module):
     def __init__(self, joints_in: int = 17, joints_out: int = 17, widths: tuple[int, ...] = (3, 3, 3), channels: int = 1024, dropout: float = 0.25, causal: bool = False, strided: bool = False):
         super().__init__()
         if not widths or any(w < 1 or w % 2 == 0 for w in widths): raise InputError(f"VideoPose3D: filter widths {widths} must be odd numbers")
-        self.joints_in, self.joints_out, self.widths, self.causal, self.strided, self.dropout = joints_in, joints_out, tuple(widths), causal, strided, nn.Dropout(dropout)
+        self.joints_in, self.joints_out, self.widths, self.causal, self.strided, self.dropout = joints_in, joints_out, tuple(widths), causal, strided, FastDropout(dropout)
         self.dilations = tuple(math.prod(widths[:k]) for k in range(len(widths)))
         place = (lambda k: dict(stride=widths[k])) if strided else (lambda k: dict(dilation=self.dilations[k]))
         self.expand_conv = nn.Conv1d(2 * joints_in, channels, widths[0], bias=False, **({"stride": widths[0]} if strided else {}))
@@ -169,9 +169,19 @@ class ClipNetwork(TemporalNetwork):
         "Zeros for a root that is not written."
         return F.pad(pose, (0, 0, 1, 0)) if self.joints_out == self.joints_in - 1 else pose
 
+    def sequence_form(self) -> "RootedSequences":
+        "The same weights for sequences of any length, all windows at once."
+        other = RootedSequences(self.joints_in, self.joints_out, self.widths, self.expand_conv.out_channels, self.dropout.p, self.causal)
+        other.load_state_dict(self.state_dict())
+        return other.train(self.training)
+
     def active(self, norm: nn.BatchNorm1d, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         "Batch norm over clips and frames, ReLU, dropout."
         return self.dropout(F.relu(norm(x.flatten(0, 1)), inplace=True)).unflatten(0, x.shape[:2])
+
+class RootedSequences(TemporalNetwork):
+    "`TemporalNetwork` with the root that `ClipNetwork` adds."
+    def forward(self, pose_2d: Float[Tensor, "b t j 2"]) -> Float[Tensor, "b s j 3"]: return ClipNetwork.rooted(self, super().forward(pose_2d))
 
 def stretches(x: Float[Tensor, "b t i"], weight: Float[Tensor, "o i w"]) -> Float[Tensor, "b s o"]: # s = t / w
     "A convolution whose stride is its width, channels last."
