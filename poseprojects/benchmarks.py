@@ -137,7 +137,8 @@ def benchmark(
 ) -> dict: # one row of the table
     "Steps per second of trainer, plain loops and bare step of a paper's main variant, taken in turns."
     module = import_module(f"poseprojects.papers.{paper}")
-    config, few = module.VARIANTS["paper"], train.select(torch.arange(min(len(train), max(20_000, (steps + 1) * size))))
+    variant = "poseaug" if "poseaug" in module.VARIANTS else "paper" # of VideoPose3D and ST-GCN the networks for single frames
+    config, few = module.VARIANTS[variant], train.select(torch.arange(min(len(train), max(20_000, (steps + 1) * size))))
     def fresh(formulation: str | None = None) -> nn.Module:
         seed_everything(0)
         return formulated(module.build(few, config), formulation).to(device).train()
@@ -158,7 +159,7 @@ def benchmark(
         times[name] = [seconds_per_step(rivals[name], steps, device) for _ in range(blocks)]
     for rival in rivals.values(): rival.close()
     counted, rate = operations(fresh(), few, size, device), {name: size / median(values) for name, values in times.items()}
-    row = {"method": paper, "batch_size": size, "samples_per_second": {name: round(value) for name, value in rate.items()},
+    row = {"method": paper, "variant": variant, "batch_size": size, "samples_per_second": {name: round(value) for name, value in rate.items()},
            "trainer_over_plain_loop": round(median(p / t for p, t in zip(times["plain loop"], times["trainer"])), 2),
            "operations_per_sample": round(counted / size), "share_of_matmul_limit": round(median(counted / t / r for t, r in zip(times["trainer"], limit)), 3),
            "trainer_own_cost_percent": round(100 * median(o / w for o, w in zip(own, times["trainer"])), 2), "matmul_gflops": round(median(limit) / 1e9, 1),
@@ -249,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "The page as a command, for machines without notebook packages."
     from argparse import ArgumentParser
     parser = ArgumentParser(description="Measures training speed and writes results/benchmarks-<device>.json.")
-    parser.add_argument("--gpus", type=int, default=0); parser.add_argument("--threads", type=int); parser.add_argument("--methods", default="martinez,lcn")
+    parser.add_argument("--gpus", type=int, default=0); parser.add_argument("--threads", type=int); parser.add_argument("--methods", default="martinez,lcn,mlp,semgcn,stgcn,videopose")
     parser.add_argument("--batch-sizes", default="64,200,1024"); parser.add_argument("--steps", type=int, default=10); parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--samples", type=int, default=200_000)
     given = parser.parse_args(arguments)
@@ -266,7 +267,7 @@ def as_tables(kept: dict) -> str: # Markdown
     head = ["method", "batch", *(f"{c}, samples/s" for c in contestants), "trainer / plain loop", "share of matmul limit", "trainer's own cost", "peak memory, MB", *(["kernels", "launch-bound share"] if "kernels" in kept["rows"][0] else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in kept["rows"]:
-        cells = [row["method"], f"{row['batch_size']}", *(f"{row['samples_per_second'][c]:,}" for c in contestants), f"{row['trainer_over_plain_loop']}", f"{row['share_of_matmul_limit']}",
+        cells = [row["method"] + (f" ({row['variant']})" if row.get("variant", "paper") != "paper" else ""), f"{row['batch_size']}", *(f"{row['samples_per_second'][c]:,}" for c in contestants), f"{row['trainer_over_plain_loop']}", f"{row['share_of_matmul_limit']}",
                  f"{row['trainer_own_cost_percent']} %", f"{row['peak_memory_bytes'] / 1e6:.0f}", *([f"{row['kernels']}", f"{row['launch_bound_share']}"] if "kernels" in row else [])]
         lines.append("| " + " | ".join(cells) + " |")
     for part, title in (("lcn_forms", "LCN, time of a training step over that of the unmasked dense network of the same width"), ("lcn_layers", "One hidden layer of LCN alone, answer and gradients, over the dense product at k = 1")):

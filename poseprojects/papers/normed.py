@@ -155,5 +155,5 @@ def normed(
     return z
 
 def _fast(x: Tensor, norm: nn.Module) -> bool:
-    "Whether the fast form fits: training on the CPU, with a plain batch norm."
-    return norm.training and type(norm) is nn.BatchNorm1d and norm.affine and x.device.type == "cpu" and torch.is_grad_enabled() and not norm._forward_pre_hooks and not norm._forward_hooks and not torch.compiler.is_compiling()
+    "Whether the fast form fits: training on the CPU, with a plain batch norm, nobody looking at the operators."
+    return norm.training and type(norm) is nn.BatchNorm1d and norm.affine and x.device.type == "cpu" and torch.is_grad_enabled() and not norm._forward_pre_hooks and not norm._forward_hooks and not torch._C._len_torch_dispatch_stack() # nothing counts or traces operators

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIRRORED', 'DISTANCE', 'PARTS', 'PART_EDGES', 'PART_MIRRORED', 'PART_DISTANCE', 'VARIANTS', 'PLANS',
-           'DEFAULT_VARIANT', 'IN_TEST_EVERY', 'partition', 'space_time', 'GraphConv', 'Pointwise', 'pointwise_normed',
-           'Unit', 'NonLocal', 'STGCNNetwork', 'SixteenJoints', 'Refinement', 'Config', 'STGCN', 'build']
+           'DEFAULT_VARIANT', 'partition', 'space_time', 'GraphConv', 'Pointwise', 'pointwise_normed', 'Unit',
+           'NonLocal', 'STGCNNetwork', 'SixteenJoints', 'Refinement', 'Config', 'STGCN', 'build']
 
 # %% ../../nbs/papers/stgcn.ipynb #9dc3bb3c
 from dataclasses import dataclass, field
@@ -137,7 +137,7 @@ class STGCNNetwork(nn.Module):
         count, frames = clips.shape[:2]
         if clips.shape[1:] != (self.receptive_field, 17, 2): raise InputError(f"ST-GCN: input of shape {tuple(pose_2d.shape)}, expected {self.receptive_field} frames of 17 joints")
         mixed = lambda layers, x: layers[3](pointwise_normed(layers[0], layers[1], x, relu=True))
-        joints = in_pieces(self.data_bn(clips.flatten(0, 1).flatten(1)).view(count, frames * 17, 2), max(32 // frames, 4))
+        joints = in_pieces(self.data_bn(clips.flatten(0, 1).flatten(1)).view(count, frames * 17, 2), max(64 // frames, 4))
         for unit in self.st_gcn_networks: joints = unit(joints)
         frame_by_frame = joints.unflatten(1, (frames, 17))
         parts = torch.stack([frame_by_frame[:, :, list(members)].amax(2) for members in PARTS], 2).flatten(1, 2)
@@ -208,7 +208,6 @@ VARIANTS = {"paper": Config(), "poseaug": Config(joints=16, loss="mse", amsgrad=
             "short-run": Config(**_SHORT), "short-run-3": Config(frames=3, **_SHORT), "short-run-refined": Config(refine=True, symmetry=0.1, **_SHORT)}
 PLANS = {"paper": Plan("paper", epochs=100, batch_size=256, learning_rate=1e-3, schedule=Schedule("epochs", gamma=0.95)), "poseaug": poseaug_plan(), "quick": quick_plan()}
 DEFAULT_VARIANT = {"paper": "paper", "poseaug": "poseaug", "quick": "short-run"} # plan -> variant, when none is named
-IN_TEST_EVERY = 24 # of so many samples the test of a train notebook takes one: seventeen joints and five parts are work for one thread
 
 # %% ../../nbs/papers/stgcn.ipynb #d3891034
 class STGCN(Lifter):
