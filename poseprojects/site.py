@@ -59,7 +59,7 @@ SECTIONS = (
     Section("data", "Data", "From an owner's files, or from nothing, to one shape of data.", ("data/getting", "data/base", "data/synthetic", "data/*", "data_recipes/*")),
     Section("train", "Training", "One trainer for every method.", ("train/engine", "train/evaluation", "train/*")),
     Section("papers", "Papers", "Every paper is a notebook: claim, equation, code, small experiment.", ("papers/martinez", "papers/*")),
-    Section("experiments", "Experiments", "Notebooks that are run with parameters, and what they cost.", ("experiment", "train_*", "lift", "benchmarks")),
+    Section("experiments", "Experiments", "Notebooks that are run with parameters, and what they cost.", ("experiment", "train_*", "lift", "export", "zoo", "benchmarks")),
     Section("results", "Results", "Every number comes from a record.", ("results", "tables/measured-*", "tables/published-[!c]*", "tables/*", "results/*")),
     Section("view", "View", "Pictures of poses, still and moving.", ("view/plots", "view/player", "view/*")),
     Section("project", "Project", "How this is made, and how to add to it.", ("CONTRIBUTING", "site")),

@@ -206,7 +206,7 @@ VARIANTS = {"paper": Config(), "poseaug": Config(joints=16, loss="mse", amsgrad=
             "3-frames": Config(frames=3), "7-frames": Config(frames=7), "motion": Config(frames=3, motion=1.), "refined": Config(refine=True, symmetry=0.1),
             "3-frames-refined": Config(frames=3, motion=1., refine=True, symmetry=0.1), "7-frames-refined": Config(frames=7, motion=1., refine=True, symmetry=0.1),
             "short-run": Config(**_SHORT), "short-run-3": Config(frames=3, **_SHORT), "short-run-refined": Config(refine=True, symmetry=0.1, **_SHORT)}
-PLANS = {"paper": Plan("paper", epochs=100, batch_size=256, learning_rate=1e-3, schedule=Schedule("epochs", gamma=0.95)), "poseaug": poseaug_plan(), "quick": quick_plan()}
+PLANS = {"paper": Plan("paper", epochs=100, batch_size=256, learning_rate=1e-3, schedule=Schedule("epochs", gamma=0.95)), "poseaug": poseaug_plan(), "quick": quick_plan(epochs=1)}
 DEFAULT_VARIANT = {"paper": "paper", "poseaug": "poseaug", "quick": "short-run"} # plan -> variant, when none is named
 
 # %% ../../nbs/papers/stgcn.ipynb #d3891034
