@@ -55,7 +55,7 @@ doctor: setup
 
 test: setup browser
 	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 nbdev_test --n_workers 2 --timing
-	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest -n 2 --dist loadgroup -m 'not alone'
+	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest -n 2 --dist loadgroup --durations=15 -m 'not alone'
 	OMP_NUM_THREADS=1 POSEPROJECTS_PROGRESS=0 python -m pytest -m alone
 
 docs: setup

@@ -85,3 +85,11 @@ def pytest_terminal_summary(terminalreporter):
     "Says plainly what was not tested for want of data or a GPU."
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped: terminalreporter.write_line(f"{len(skipped)} tests skipped: " + "; ".join(sorted({str(r.longrepr[2]) for r in skipped if isinstance(r.longrepr, tuple)})))
+
+
+LONGEST_FIRST = ("test_site", "test_recipes", "test_export", "test_lift", "test_experiment", "test_grid", "test_parallel", "test_doctor")
+
+def pytest_collection_modifyitems(items):
+    "What takes longest begins first, so that no process is left with it at the end."
+    place = {name: k for k, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))

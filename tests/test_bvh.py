@@ -3,8 +3,9 @@ import re
 
 import numpy as np
 import pytest
-from conftest import real_data
-from poseprojects.data import acclaim
+import torch
+from conftest import real_data, refused
+from poseprojects.data import acclaim, bvh
 from poseprojects.data.bvh import BVHMotion, euler_zxy, fit_hierarchy, forward_kinematics, read_bvh, rest_pose, smallest_rotation, upright_rotation, write_bvh, write_motion
 from poseprojects.data.detections import BODY25B, HALPE26, OPENPOSE18
 from poseprojects.data.sources import example_people
@@ -257,3 +258,62 @@ def test_rest_pose_is_a_person_with_spread_arms():
     offset = rest_pose(H36M17, example_people(H36M17, 10)[0].pose)
     at = lambda joint: offset[H36M17.index(joint)]
     assert at("left_elbow")[0] > .2 and at("right_elbow")[0] < -.2 and at("left_knee")[1] < -.3 and at("spine")[1] > .1 and (offset[0] == 0).all()
+
+# ---------------------------------------------------------------- a folder as a source
+
+def renamed(path, names):
+    "The file with other joint names."
+    text = path.read_text()
+    for ours, theirs in names.items(): text = re.sub(rf"(JOINT|ROOT) {ours}$", rf"\1 {theirs}", text, flags=re.M)
+    path.write_text(text)
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    monkeypatch.setenv("POSEPROJECTS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "files", bvh.example(tmp_path / "files")["all"]
+
+def test_a_folder_becomes_the_set_of_its_people(recordings):
+    folder, wanted = recordings
+    found = bvh.load("all", folder)
+    for name, tensor in wanted.tensors().items(): assert torch.allclose(found.tensors()[name].double(), tensor.double(), atol=1e-5), name
+    assert found.subject_names == ("anna", "bert") and found.frame_rate == 60 and bvh.load("all", folder).fingerprint == found.fingerprint
+    people = example_people(H36M17, 12, ("anna",), ("squat",), 60.)[0].pose
+    first = found.select(torch.arange(12))
+    assert np.abs(bone_lengths(first.pose_3d.numpy(), H36M17) - bone_lengths(people, H36M17)).max() < .03 # made-up bones are not constant, those of a file are
+    up = -first.pose_3d[:, H36M17.index("head"), 1] + first.pose_3d[:, H36M17.index("left_ankle"), 1]
+    assert (up > 1).all(), "y points down in a camera"
+    assert bvh.recognise(folder) == "BVH motion capture, 4 recordings"
+
+MIXAMO = {"pelvis": "mixamorig:Hips", "neck_nose": "mixamorig:Head", "thorax": "mixamorig:Neck", "spine": "mixamorig:Spine",
+          **{f"{side}_{ours}": f"mixamorig:{side.title()}{theirs}" for side in ("left", "right") for ours, theirs in (("hip", "UpLeg"), ("knee", "Leg"), ("ankle", "Foot"), ("shoulder", "Arm"), ("elbow", "ForeArm"), ("wrist", "Hand"))}}
+
+def test_names_of_another_rig_are_the_same_joints(recordings):
+    folder, wanted = recordings
+    for path in folder.glob("*/*.bvh"): renamed(path, MIXAMO | {"head": "mixamorig:HeadTop_End"})
+    found = bvh.load("all", folder)
+    assert torch.allclose(found.pose_3d, wanted.pose_3d, atol=1e-5)
+
+def test_a_collar_bone_is_no_shoulder():
+    names = ("Hips", "Spine", "Neck", "Head", "Head_end", "LeftShoulder", "LeftArm", "LeftForeArm", "LeftHand", "RightShoulder", "RightArm", "RightForeArm", "RightHand", "LeftUpLeg", "LeftLeg", "LeftFoot", "RightUpLeg", "RightLeg", "RightFoot")
+    motion = BVHMotion("clip", names, (-1,) + (0,) * 18, np.zeros((19, 3)), ((),) * 19, np.zeros((1, 0)), .1)
+    assert [names[row] for row in bvh.rig_joints(motion)] == ["Hips", "RightUpLeg", "RightLeg", "RightFoot", "LeftUpLeg", "LeftLeg", "LeftFoot", "Spine", "Neck", "Head", "Head_end",
+                                                              "LeftArm", "LeftForeArm", "LeftHand", "RightArm", "RightForeArm", "RightHand"]
+
+def test_folders_that_are_none_are_refused(recordings, tmp_path):
+    folder, _ = recordings
+    assert "no folder was named" in refused(bvh.load) and "no recording" in refused(bvh.load, "all", tmp_path / "cache") and "no agreed parts" in refused(bvh.load, "train", folder)
+    renamed(folder / "anna" / "walk.bvh", {"left_knee": "middle_joint"})
+    assert "left_knee" in (text := refused(bvh.load, "all", folder)) and "middle_joint" in text
+    other = folder / "bert" / "walk.bvh"
+    (folder / "anna" / "walk.bvh").unlink()
+    other.write_text(re.sub("Frame Time: .*", "Frame Time: 0.04", other.read_text()))
+    assert "25 Hz where squat.bvh has 60 Hz" in refused(bvh.load, "all", folder)
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+def test_fast_recordings_are_thinned(tmp_path, monkeypatch):
+    monkeypatch.setenv("POSEPROJECTS_CACHE", str(tmp_path / "cache"))
+    world = rigid(example_people(H36M17, 24, frame_rate=120.)[0].pose, H36M17)
+    (tmp_path / "files").mkdir()
+    write_bvh(tmp_path / "files" / "m_01.bvh", world, H36M17, 120.)
+    found = bvh.load("all", tmp_path / "files")
+    assert found.frame_rate == 60 and found.frame_step == 2 and found.frame[:12].tolist() == list(range(0, 24, 2)) and found.action_names == ("m",) and found.subject_names == ("S1",)

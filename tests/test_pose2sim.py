@@ -8,7 +8,7 @@ from conftest import real_data, refused
 from poseprojects.camera import Cameras, distort, project, ring, world_to_camera
 from poseprojects.data import pose2sim
 from poseprojects.data.bvh import read_bvh, write_bvh
-from poseprojects.data.calibrations import (check_distances, distort_opencv, from_opencv, read_aist, read_panoptic, read_pose2sim_toml, to_opencv, write_aist, write_panoptic, write_pose2sim_toml)
+from poseprojects.data.calibrations import (check_distances, distort_opencv, from_opencv, read_aist, read_calibration, read_panoptic, read_pose2sim_toml, to_opencv, write_aist, write_panoptic, write_pose2sim_toml)
 from poseprojects.data.detections import BODY25B, main_person
 from poseprojects.data.pose2sim import MARKERS, POSE2SIM21, nearest_person, read_trc, read_trial, triangulate, write_trc
 from poseprojects.skeleton import H36M17, convert
@@ -193,6 +193,15 @@ def test_example_is_read_to_the_same_set(tmp_path):
     assert len(exact) == 24 and exact.input_2d == "gt" and pose2sim.load("all", tmp_path, "hrnet-like").input_2d == "hrnet-like"
     own = pose2sim.load("all", tmp_path, skeleton="pose2sim21")
     assert own.skeleton == POSE2SIM21 and torch.allclose(convert(own.pose_3d, POSE2SIM21, H36M17), found.pose_3d, atol=1e-6)
+
+@pytest.mark.parametrize("write, name", [(write_aist, "setting1.json"), (write_panoptic, "calibration_171204.json")])
+def test_a_folder_with_another_calibration_is_the_same_set(write, name, tmp_path):
+    expected = pose2sim.example(tmp_path)["all"]
+    toml = tmp_path / "Calib_example.toml"
+    write(tmp_path / name, read_pose2sim_toml(toml))
+    toml.unlink()
+    equal(pose2sim.load("all", tmp_path), expected)
+    with pytest.raises(InputError, match="no calibration that is known"): read_calibration(tmp_path / "pose-3d" / "none.txt")
 
 FOLDERS = {"no calibration": (lambda r: (r / "Calib_example.toml").unlink(), "0 files fit"), "two calibrations": (lambda r: shutil.copy(r / "Calib_example.toml", r / "Calib_b.toml"), "2 files fit"), "no trc": (lambda r: shutil.rmtree(r / "pose-3d"), "0 files fit"),
            "a camera less": (lambda r: shutil.rmtree(r / "pose/cam02_json"), "none has the number of cam_02"), "a camera more": (lambda r: shutil.copytree(r / "pose/cam02_json", r / "pose/cam09_json"), "4 folders"), "empty folder": (lambda r: [p.unlink() for p in (r / "pose/cam02_json").iterdir()], "no JSON files"),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..camera import Cameras, intrinsic_normalize, look_at, project, undistort, world_to_camera
 from .base import PoseSet, cached
-from .calibrations import read_pose2sim_toml, write_pose2sim_toml
+from .calibrations import calibration_file, read_calibration, write_pose2sim_toml
 from .containers import digest, read_bytes
 from .detections import BODY25B, Tracks, placed, read_detections
 from .detectors import DETECTORS, with_input
@@ -33,7 +33,7 @@ from ..storage import InputError, atomic_write, shared_data
 ABOUT = About(
     title="Pose2Sim demonstration: balancing trial", gives="four calibrated views of one person, OpenPose detections, triangulated joints, videos",
     licence="BSD-3-Clause, to be kept with the files.", url="https://github.com/perfanalytics/pose2sim",
-    size="6 MB with videos; the set 0.2 MB", files=("Calib*.toml", "pose/<camera>_json/*.json", "pose-3d/*.trc"), needs=("scipy",), inputs=("detected", "gt"))
+    size="6 MB with videos; the set 0.2 MB", files=("Calib*.toml (or setting*.json of AIST++, calibration*.json of Panoptic)", "pose/<camera>_json/*.json", "pose-3d/*.trc"), needs=("scipy",), inputs=("detected", "gt"))
 PROTOCOL = Protocol("pose2sim", "h36m17", action_mean=False, note="the truth is triangulated from detections, so differences of some centimetres mean nothing")
 SPLITS = ("all",)
 RECIPE = 1 # raised when the same files would give another set
@@ -206,11 +206,11 @@ def _folders(root: Path, cameras: Cameras) -> list[Path]:
     return [by_number[number(name)] for name in cameras.names]
 
 def read_trial(
-    root: str | Path, # folder with Calib*.toml, pose, pose-3d
+    root: str | Path, # folder with a calibration, pose, pose-3d
 ) -> Trial:
     "Reads calibration, detections and joints. Raises `InputError` in one sentence."
     root = Path(root)
-    cameras, trc = read_pose2sim_toml(_one(root, "Calib*.toml")), read_trc(path := _one(root, "pose-3d/*.trc"))
+    cameras, trc = read_calibration(root), read_trc(path := _one(root, "pose-3d/*.trc"))
     missing = [m for m in MARKERS if m not in trc.markers]
     if missing: raise InputError(f"{path}: marker {missing[0]!r} is not there, expected the {len(MARKERS)} markers {', '.join(MARKERS)}")
     column = {joint: trc.markers.index(marker) for marker, joint in MARKERS.items()}
@@ -253,7 +253,7 @@ def load(
     if target is None: raise InputError(f"skeleton {skeleton!r} is not known, expected 'h36m17' or 'pose2sim21'")
     root = Path(data_root).expanduser() if data_root is not None else shared_data("pose2sim")
     if root is None or not root.is_dir(): raise InputError(f"{root or 'pose2sim'}: the folder of the trial is not there, expected it as data_root or below POSEPROJECTS_DATA; data_recipes/pose2sim/README.md says where to get it")
-    files = [_one(root, "Calib*.toml"), _one(root, "pose-3d/*.trc"), *sorted(root.glob("pose/*_json/*.json"))]
+    files = [calibration_file(root), _one(root, "pose-3d/*.trc"), *sorted(root.glob("pose/*_json/*.json"))]
     kind = "detected" if input_2d == "detected" else "gt"
     settings = {"recipe": "pose2sim", "version": RECIPE, "split": split, "input_2d": kind, "skeleton": skeleton, "sources": digest(files)}
     made = cached(f"pose2sim-{split}-{kind}", settings, lambda: to_poseset(read_trial(root), target, kind, settings))
