@@ -24,7 +24,7 @@ from poseprojects.data.detections import Tracks, write_coco, write_openpose
 from poseprojects.data.detectors import detect
 from poseprojects.data.pose2sim import read_trc
 from poseprojects.data.sources import example_people
-from poseprojects.lift import Network, chosen_camera, level_turn, lift, main, on_grid, opened, read_calibration, root_translation, smoothed
+from poseprojects.lift import Network, chosen_camera, level_turn, lift, main, on_grid, opened, camera_of, root_translation, smoothed
 from poseprojects.metrics import mpjpe, pa_mpjpe
 from poseprojects.papers import lcn, martinez, mlp, semgcn, stgcn, videopose
 from poseprojects.skeleton import COCO17, H36M17, convert
@@ -431,9 +431,9 @@ def test_calibrations_of_all_kinds_are_read(people, tmp_path):
     write_pose2sim_toml(tmp_path / "a.toml", people.cameras), write_aist(tmp_path / "b.json", people.cameras), write_panoptic(tmp_path / "c.json", people.cameras)
     (tmp_path / "d.json").write_text(json.dumps(people.cameras.to_dict()))
     for name in "a.toml", "b.json", "c.json", "d.json":
-        camera = read_calibration(tmp_path / name, "cam2")
+        camera = camera_of(tmp_path / name, "cam2")
         assert camera.names == ("cam2",) and torch.allclose(camera.intrinsics[0], torch.tensor([1150., 1150., 500., 500.]).double())
-    assert "expected the name of one of them: cam0, cam1" in refused(read_calibration, tmp_path / "a.toml") and "there is no camera 'x'" in refused(read_calibration, tmp_path / "a.toml", "x")
+    assert "expected the name of one of them: cam0, cam1" in refused(camera_of, tmp_path / "a.toml") and "there is no camera 'x'" in refused(camera_of, tmp_path / "a.toml", "x")
     assert "expected the same size" in refused(chosen_camera, (640, 480), calibration=people.cameras[[0]])
     assert chosen_camera(SIZE, calibration=people.cameras[[0]])[1] == "" and "edge that a codec adds" in chosen_camera((1000, 992), calibration=people.cameras[[0]])[1]
     assert "expected the same size" in refused(chosen_camera, (1000, 984), calibration=people.cameras[[0]])

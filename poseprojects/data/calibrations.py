@@ -203,13 +203,14 @@ def write_panoptic(
 CALIBRATION_FILES = ("Calib*.toml", "setting*.json", "calibration*.json") # of Pose2Sim, AIST++ and Panoptic
 
 def read_calibration(
-    path: str | Path, # a calibration, or a folder with one
+    path: str | Path,        # a calibration, or a folder with one
+    kind: str | None = "hd", # of Panoptic's cameras; None: all
 ) -> Cameras: # metres
     "Pose2Sim's, AIST++'s or Panoptic's calibration, told apart by what is in it. Raises `InputError` that names what was expected."
     path = calibration_file(path)
     if path.suffix == ".toml": return read_pose2sim_toml(path)
     if path.suffix != ".json": raise InputError(f"{path}: a file {path.suffix or 'without suffix'} is no calibration that is known, expected .toml (Pose2Sim) or .json (AIST++, Panoptic)")
-    return read_aist(path) if isinstance(read_json(path), list) else read_panoptic(path)
+    return read_aist(path) if isinstance(read_json(path), list) else read_panoptic(path, kind)
 
 def calibration_file(
     path: str | Path, # a file, or a folder
