@@ -32,6 +32,7 @@ from .data.crops import read_frames, write_video
 from .data.detections import CANDIDATES, KNOWN, LAYOUTS, Tracks, check_pixels, checked_size, fill_gaps, main_person, misfit, placed, read_detections, recognised
 from .data.sources import unknown_cameras
 from .papers.lcn import LCN
+from .papers.martinez import Martinez
 from .papers.videopose import ClipNetwork
 from .skeleton import Conversion, Skeleton, conversion
 from .storage import InputError, atomic_write
@@ -52,6 +53,7 @@ def opened(
     released = lambda paper, method: zoo.Trained(paper, "release", method.eval(), _H36M, 50., "Human3.6M", "", "unknown", {})
     if isinstance(weights, zoo.Release): weights = released(weights.paper, weights.method)
     if isinstance(weights, LCN): weights = released("lcn", weights)
+    if isinstance(weights, Martinez): weights = released("martinez", weights)
     if not isinstance(weights, zoo.Trained): raise InputError(f"weights are a {type(weights).__name__}, expected a file of `zoo.save`, a released checkpoint, or what `zoo.load` gives")
     if getattr(weights.config, "target", "metric") == "image": raise InputError(f"this {weights.paper} answers in pixels and needs the true depth of the root to give metres, expected a lifter with target 'metric'")
     return weights
@@ -455,13 +457,16 @@ def lift(
 ) -> Lifted:
     "3D poses of the people in a video. Raises `InputError` in one sentence for whatever cannot be used."
     lifter, image_size = opened(weights), checked_size(image_size)
+    if isinstance(persons, str) and persons not in ("all", "main"): raise InputError(f"persons = {persons!r} is nobody, expected 'all', 'main' or numbers")
     for what, value, least, most in (("frame_rate", 30. if frame_rate is None else frame_rate, .1, 1e4), ("smooth", smooth, 0., 10.), ("max_gap", max_gap, 0, 1000), ("piece", piece, 1, 1e9)):
-        if not least <= value <= most: raise InputError(f"{what} = {value!r} cannot be, expected {least:g} to {most:g}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or (what in ("max_gap", "piece") and value != int(value)) or not least <= value <= most: raise InputError(f"{what} = {value!r} cannot be, expected {least:g} to {most:g}")
     camera, guess = chosen_camera(image_size, focal, calibration)
     if getattr(lifter.config, "frame", "camera") == "world" and calibration is None: raise InputError(f"this {lifter.paper} answers in the world's frame and must know how the camera is turned, expected a calibration, or a lifter that answers in the camera's")
     tracks = as_tracks(detections, image_size, skeleton, layout, name)
     chosen = tracks.persons if isinstance(persons, str) and persons == "all" else [main_person(tracks)] if isinstance(persons, str) else list(persons)
     rate = (30. if frame_rate is None else float(frame_rate)) / tracks.frame_step
+    try: torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error: raise InputError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0][:80]}), expected cpu, or cuda where there is a GPU") from None
     network = Network(lifter, rate, camera, bool(getattr(lifter.config, "flip_test", False)) if flip is None else bool(flip), level, device)
     people, filled = {}, {}
     for number in chosen:
@@ -484,10 +489,12 @@ def _notes(tracks: Tracks, lifter: zoo.Trained, network: Network, people: Mappin
     if network.turn is not None and (angle := math.degrees(math.acos(min(1., (np.trace(network.turn) - 1) / 2)))) > 1: notes.append(f"the camera was turned by {angle:.0f} degrees to stand as the training cameras do")
     if network.stride > 1: notes.append(f"windows take every {network.stride}. frame, because the lifter was trained at {lifter.frame_rate:g} Hz")
     elif network.window > 1 and not .7 < (30. if frame_rate is None else frame_rate) / tracks.frame_step / lifter.frame_rate < 1.5: notes.append(f"the lifter was trained at {lifter.frame_rate:g} Hz, so motion in its windows looks faster here")
+    outside = np.concatenate([((p.pose_2d < 0) | (p.pose_2d > np.array(tracks.image_size))).any(-1)[p.confidence > 0] for p in people.values()] + [np.zeros(1, dtype=bool)])
+    if outside.mean() > .05: notes.append(f"{100 * outside.mean():.0f} % of the joints lie outside of the picture; is its size right, or are width and height swapped?")
     for number, person in people.items():
         some = slice(None, None, max(1, len(person) // 1000))
         size = np.median(np.linalg.norm(np.ptp(person.pose_2d[some], axis=1), axis=-1))
-        if np.nanmedian(person.off[some]) > _MISFIT * size: notes.append(f"person {number} projects {np.nanmedian(person.off[some]):.0f} px from key points that are {size:.0f} px large: the lifter does not understand them; is the joint order that of {tracks.skeleton.name}, and is the size right?")
+        if np.isfinite(person.off[some]).any() and np.nanmedian(person.off[some]) > _MISFIT * size: notes.append(f"person {number} projects {np.nanmedian(person.off[some]):.0f} px from key points that are {size:.0f} px large: the lifter does not understand them; is the joint order that of {tracks.skeleton.name}, and is the size right?")
     seen = np.zeros(lifter.skeleton.num_joints, dtype=bool)
     for person in people.values(): seen |= np.any(person.confidence > 0, axis=0)
     if not seen.all(): notes.append(f"{', '.join(np.array(lifter.skeleton.joints)[~seen])} were never seen, so what is said about them is a guess")
@@ -548,6 +555,7 @@ def on_grid(
     bridged: bool = False, # fill gaps on straight lines; the ends keep the first and last place
 ) -> tuple[Int[np.ndarray, "g"], Float[np.ndarray, "g j 3"]]: # frame numbers; metres, camera frame, where the body stands; NaN: not known
     "A person's poses without jumps in time, as formats need them that know no gaps."
+    step = int(np.gcd.reduce([step, *np.diff(person.frame)])) # numbers that leave the grid make it finer
     frame = np.arange(person.frame[0], person.frame[-1] + 1, step)
     at, there = (person.frame - person.frame[0]) // step, np.isfinite(person.translation).all(1)
     poses = np.full((len(frame), *person.pose.shape[1:]), np.nan)
@@ -567,12 +575,18 @@ def write_markers(lifted: Lifted, folder: Path) -> list[Path]: # a file for each
     turn, paths = upright_rotation("-y"), []
     for n, p in lifted.people.items():
         frame, poses = on_grid(p, lifted.frame_step)
-        paths.append(write_trc(folder / f"{lifted.name}_person{n}.trc", poses @ turn.T, lifted.skeleton.joints, _rate(lifted), first_frame=int(frame[0]) // lifted.frame_step + 1))
+        step = int(frame[1] - frame[0]) if len(frame) > 1 else lifted.frame_step
+        paths.append(write_trc(folder / f"{lifted.name}_person{n}.trc", poses @ turn.T, lifted.skeleton.joints, lifted.frame_rate / step, first_frame=int(frame[0]) // step))
     return paths
 
 def write_hierarchies(lifted: Lifted, folder: Path) -> list[Path]: # a file for each person
     "A hierarchy with constant bones for each person; gaps are bridged."
-    return [write_bvh(folder / f"{lifted.name}_person{n}.bvh", on_grid(p, lifted.frame_step, bridged=True)[1], lifted.skeleton, _rate(lifted), up="-y") for n, p in lifted.people.items()]
+    paths = []
+    for n, p in lifted.people.items():
+        frame, poses = on_grid(p, lifted.frame_step, bridged=True)
+        step = int(frame[1] - frame[0]) if len(frame) > 1 else lifted.frame_step
+        paths.append(write_bvh(folder / f"{lifted.name}_person{n}.bvh", poses, lifted.skeleton, lifted.frame_rate / step, up="-y"))
+    return paths
 
 # %% ../nbs/lift.ipynb #b3ca394f
 _PAGE_FRAMES = 600 # of a page; more would make it too heavy to open
@@ -666,7 +680,7 @@ def _first_number(lifted: Lifted, video: str | Path) -> int: # 0 or 1
     (size, _, count), last = video_facts(video), max(int(p.frame[-1]) for p in lifted.people.values())
     if size != lifted.image_size: raise InputError(f"{video}: the video is {size[0]} x {size[1]} and the key points were read as of {lifted.image_size[0]} x {lifted.image_size[1]}, expected the same size")
     if count and last > count: raise InputError(f"{video}: the video has {count} frames, but the key points go up to frame {last}, expected the video that they were found in")
-    return 1 if count and last == count else 0
+    return 1 if (count and last == count) or min(int(p.frame[0]) for p in lifted.people.values()) == 1 else 0
 
 def write_film(lifted: Lifted, folder: Path, video: str | Path | None = None) -> list[Path]: # the mp4
     "The poses as a film, beside the video where it is given."
@@ -685,7 +699,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pose-lift", description="3D poses from the 2D key points of a video.")
     add = parser.add_argument
     add("keypoints", help="JSON of COCO, Detectron2, AlphaPose, MMPose or Kinetics, a folder of OpenPose files, or an .npy array (frames, joints, 2 or 3)")
-    add("--weights", required=True, help="lifter.safetensors of a run, its folder, or a released checkpoint")
+    add("--weights", help="lifter.safetensors of a run, its folder, or a released checkpoint")
     add("--size", help="width x height of the video in pixels, such as 1920x1080; may be left out with --video or --calibration")
     add("--focal", type=float, help="focal length in pixels; guessed when neither it nor a calibration is given")
     add("--calibration", help="TOML of Pose2Sim, JSON of AIST++ or Panoptic, or of this library")
@@ -706,6 +720,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _asked(given: argparse.Namespace) -> Lifted:
     "Lifts what the options say. Raises `InputError`."
+    if not given.weights: raise InputError("no lifter was named, expected --weights with the lifter.safetensors that a train notebook leaves in its folder of runs/, for example papermill nbs/train_martinez.ipynb runs/out.ipynb -p input_2d hrnet-like")
+    if given.camera and not given.calibration: raise InputError(f"--camera {given.camera} names a camera of a calibration, expected --calibration beside it")
     camera = camera_of(given.calibration, given.camera) if given.calibration else None
     facts = video_facts(given.video) if given.video else None
     size = _size(given.size) if given.size else facts[0] if facts else tuple(int(v) for v in camera.resolution[0].tolist()) if camera is not None else None
@@ -715,8 +731,8 @@ def _asked(given: argparse.Namespace) -> Lifted:
     if persons is None: raise InputError(f"--person {given.person!r} is no person, expected all, main or a number")
     path = Path(given.keypoints)
     points = _array(path) if path.suffix == ".npy" else path
-    return lift(points, size, given.weights, focal=given.focal, calibration=camera, frame_rate=given.fps or (facts[1] if facts else None), skeleton=given.skeleton, layout=given.format,
-                persons=persons, max_gap=given.gap, flip=given.flip, level=given.level, smooth=given.smooth, device=given.device, name=path.stem)
+    return lift(points, size, given.weights, focal=given.focal, calibration=camera, frame_rate=given.fps if given.fps is not None else facts[1] if facts else None, skeleton=given.skeleton, layout=given.format,
+                persons=persons, max_gap=given.gap, flip=given.flip, level=given.level, smooth=given.smooth, device=given.device, name=path.stem or path.resolve().name)
 
 def _array(path: Path) -> np.ndarray: # memory-mapped
     "An array file. Raises `InputError` for what is none."
@@ -730,6 +746,7 @@ def main(
     given = _parser().parse_args(arguments)
     kinds = [kind.strip() for kind in given.write.split(",") if kind.strip()]
     try:
+        if not kinds: raise InputError(f"--write names no format, expected some of {', '.join(WRITERS)}")
         if unknown := [kind for kind in kinds if kind not in WRITERS]: raise InputError(f"--write {unknown[0]!r} is not known, expected some of {', '.join(WRITERS)}")
         lifted = _asked(given)
         paths = lifted.write(given.out, kinds, given.video)

@@ -93,6 +93,7 @@ def _videopose(state: Mapping[str, Tensor]) -> Release | None:
     skeleton, written = {32: H36M16, 34: H36M17}.get(numbers), state["shrink.weight"].shape[0] // 3
     if written == 1: raise InputError("VideoPose3D's trajectory network, which says where a body stands and not how; expected the pose network")
     if skeleton is None: raise InputError(f"a VideoPose3D that reads {numbers // 2} joints, expected 16 or 17 of Human3.6M (17 joints of COCO or 15 of HumanEva are other people's skeletons)")
+    if state["shrink.weight"].shape[0] not in (3 * skeleton.num_joints, 3 * skeleton.num_joints - 3): raise InputError(f"a VideoPose3D that writes {state['shrink.weight'].shape[0]} numbers, expected {3 * skeleton.num_joints}, or {3 * skeleton.num_joints - 3} without the root")
     config = replace(videopose.VARIANTS["poseaug"] if skeleton == H36M16 else videopose.VARIANTS["paper"], widths=widths, channels=channels, root=written == skeleton.num_joints)
     return Release("videopose", f"VideoPose3D of {math.prod(widths)} frames (filters {','.join(map(str, widths))}), {skeleton.num_joints} joints read, {written} written", skeleton, config,
                    videopose.ClipNetwork(skeleton.num_joints, written, widths, channels))
@@ -129,7 +130,9 @@ def recognise(
         raise InputError(f"{what}: {found.about} {'lacks' if name in wanted else 'does not have'} {name}; expected {len(wanted)} entries, found {len(state)}")
     for name, value in given.items():
         if value.shape != wanted[name].shape: raise InputError(f"{what}: {name} has shape {tuple(value.shape)}, expected {tuple(wanted[name].shape)} for {found.about}")
+        if value.is_floating_point() != wanted[name].is_floating_point() or value.is_complex(): raise InputError(f"{what}: {name} holds numbers of the kind {str(value.dtype).removeprefix('torch.')}, expected {str(wanted[name].dtype).removeprefix('torch.')}")
         if value.is_floating_point() and not bool(value.isfinite().all()): raise InputError(f"{what}: {name} holds NaN or infinity; give the weights as they were trained")
+        if name.endswith("running_var") and bool((value < 0).any()): raise InputError(f"{what}: {name} holds a negative variance, expected the statistics as they were trained")
     found.network.load_state_dict(dict(given))
     found.network.eval()
     return found

@@ -24,7 +24,7 @@ from poseprojects.data.detections import Tracks, write_coco, write_openpose
 from poseprojects.data.detectors import detect
 from poseprojects.data.pose2sim import read_trc
 from poseprojects.data.sources import example_people
-from poseprojects.lift import Network, chosen_camera, level_turn, lift, main, on_grid, opened, camera_of, root_translation, smoothed
+from poseprojects.lift import Lifting, Network, chosen_camera, level_turn, lift, main, on_grid, opened, camera_of, root_translation, smoothed
 from poseprojects.metrics import mpjpe, pa_mpjpe
 from poseprojects.papers import lcn, martinez, mlp, semgcn, stgcn, videopose
 from poseprojects.skeleton import COCO17, H36M17, convert
@@ -552,3 +552,24 @@ def test_four_views_agree_with_each_other_and_with_the_markers(trained_on_cmu, t
     assert world.mean() < 185 < np.mean([v[2] for v in constant]) and apart(views) < 185, "and turned as they are"
     assert apart(views) < .9 * apart(leaning) and world.mean() < .95 * np.mean([v[2] for v in leaning]), "putting leaning cameras right helps"
     assert max(place) < .5, "metres; the cameras are 2 to 4 m away"
+
+
+# ---- numbers and options that do not fit
+
+def test_numbers_that_leave_the_grid_lose_no_row():
+    frame, n = np.array([0, 2, 4, 6, 8, 9, 11, 13]), 8
+    person = Lifting(frame, np.zeros((n, 17, 3)), np.ones((n, 3)), np.ones((n, 17)), np.zeros((n, 17, 2)), np.zeros(n))
+    numbers, poses = on_grid(person, 2)
+    assert numbers.tolist() == list(range(14)) and np.flatnonzero(np.isfinite(poses).all((1, 2))).tolist() == frame.tolist()
+
+
+@pytest.mark.parametrize("extra, message", [(["--device", "foo"], "device 'foo' cannot be used"), (["--camera", "x"], "expected --calibration beside it"), (["--write", ""], "names no format"), (["--fps", "0"], "frame_rate = 0.0 cannot be")])
+def test_options_that_mean_nothing_are_refused(people, extra, message, tmp_path, capsys):
+    path, _ = made(people, "martinez", tmp_path)
+    np.save(tmp_path / "walk.npy", array(people, clip_of(people)))
+    assert main([str(tmp_path / "walk.npy"), "--size", "1000x1000", "--weights", str(path), "--skeleton", "h36m17", "--out", str(tmp_path / "out"), *extra]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_lifter_must_be_named(capsys):
+    assert main(["walk.npy", "--size", "1000x1000"]) == 2 and "expected --weights" in capsys.readouterr().err

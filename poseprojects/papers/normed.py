@@ -21,7 +21,7 @@ def piece_size(
     most: int,  # that stay in the cache
 ) -> int: # a divisor of `poses`; all of them where there is none of a useful size
     "How many poses make a piece."
-    return next((size for size in range(min(most, poses), max(most // 4, 1) - 1, -1) if poses % size == 0), poses)
+    return max(poses, 1) if poses < 2 else next((size for size in range(min(most, poses), max(most // 4, 1) - 1, -1) if poses % size == 0), poses)
 
 def in_pieces(
     x: Float[Tensor, "n v c"], # poses, nodes, channels
@@ -71,28 +71,29 @@ class _Normed(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mix: Tensor | None, weight: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
         (k, v, b, i), (m, _, o) = x.shape, weight.shape
         w = v if mix is None else len(mix) // m
-        y, z, near, heard, weights = x.new_empty(k, w * b, o), x.new_empty(k, w * b, o), x.new_empty(w * b, o), _room(x, mix), weight.unbind(0)
-        total, squares = torch.zeros(2, o, dtype=torch.float64).unbind(0)
+        y, z, near, heard, weights = x.new_empty(k, w * b, o), x.new_empty(k, w, b, o), x.new_empty(w * b, o), _room(x, mix), weight.unbind(0)
+        (total, squares), pivot = torch.zeros(2, o, dtype=torch.float64), None
         for piece, out in zip(_flat(x, mix), y.unbind(0)):
             ways = (piece,) if mix is None else torch.mm(mix, piece, out=heard).view(m, w * b, i).unbind(0)
             torch.mm(ways[0], weights[0], out=out)
             for way in range(1, m): out.addmm_(ways[way], weights[way])
             if bias is not None: out.view(w, b, o).add_(bias[:, None])
-            total += out.sum(0)
-            squares += torch.mul(out, out, out=near).sum(0)
+            if pivot is None: pivot = out.mean(0) # near the mean, so that nothing is lost where a mean is much larger than its deviation
+            total += torch.sub(out, pivot, out=near).sum(0)
+            squares += near.mul_(near).sum(0)
         rows = k * w * b
-        mean = total / rows
-        var = (squares / rows - mean * mean).clamp_min_(0)
+        away = total / rows
+        mean, var = pivot + away, (squares / rows - away * away).clamp_min_(0)
         inverse = (var + eps).rsqrt_()
         scale, shift = (gamma * inverse).to(x.dtype), (beta - mean * gamma * inverse).to(x.dtype)
-        for out, final in zip(y.unbind(0), z.unbind(0)):
+        for out, final in zip(y.unbind(0), z.view(k, w * b, o).unbind(0)):
             torch.mul(out, scale, out=final).add_(shift)
             if relu: final.clamp_min_(0)
         ctx.save_for_backward(x, mix, weight, y, z if relu else None, mean, inverse, gamma)
         ctx.bias_rows, ctx.nodes = 0 if bias is None else len(bias), w
         mean, var = mean.to(x.dtype), var.to(x.dtype)
         ctx.mark_non_differentiable(mean, var)
-        return z.view(k, w, b, o), mean, var
+        return z, mean, var
 
     @staticmethod
     @once_differentiable
@@ -101,21 +102,21 @@ class _Normed(torch.autograd.Function):
         (k, v, b, i), (m, _, o), w = x.shape, weight.shape, ctx.nodes
         slopes, outs, near = slope.contiguous().view(k, w * b, o).unbind(0), y.unbind(0), y.new_empty(2, w * b, o).unbind(0)
         below = (lambda g, final: g) if z is None else lambda g, final: torch.ops.aten.threshold_backward.grad_input(g, final, 0, grad_input=near[0])
-        finals = [None] * k if z is None else z.unbind(0)
-        sums, products = torch.zeros(2, o, dtype=torch.float64).unbind(0)
+        finals = [None] * k if z is None else z.view(k, w * b, o).unbind(0)
+        (sums, products), middle = torch.zeros(2, o, dtype=torch.float64), mean.to(x.dtype)
         for g, out, final in zip(slopes, outs, finals):
             g = below(g, final)
             sums += g.sum(0)
-            products += torch.mul(g, out, out=near[1]).sum(0)
-        d_gamma, scale = inverse * (products - mean * sums), gamma * inverse
+            products += torch.sub(out, middle, out=near[1]).mul_(g).sum(0)
+        d_gamma, scale = inverse * products, gamma * inverse
         tilt = -scale * inverse * d_gamma / (k * w * b)
-        scale, tilt, shift = (values.to(x.dtype) for values in (scale, tilt, -scale * sums / (k * w * b) - tilt * mean))
+        scale, tilt, shift = (values.to(x.dtype) for values in (scale, tilt, -scale * sums / (k * w * b)))
         d_weight, weights, heard, d_heard = torch.zeros(weight.shape, dtype=x.dtype), weight.mT.unbind(0), _room(x, mix), _room(x, mix)
         d_weights, d_ways = d_weight.unbind(0), None if mix is None else d_heard.view(m, w * b, i).unbind(0)
         d_x, d_mix = (torch.empty_like(x) if ctx.needs_input_grad[0] else None), (torch.zeros_like(mix) if ctx.needs_input_grad[1] else None)
         d_bias = x.new_zeros(ctx.bias_rows, o) if ctx.needs_input_grad[3] else None
         for g, out, final, piece, d_piece in zip(slopes, outs, finals, _flat(x, mix), [None] * k if d_x is None else _flat(d_x, mix)):
-            dy = torch.mul(below(g, final), scale, out=near[1]).addcmul_(out, tilt).add_(shift)
+            dy = torch.mul(below(g, final), scale, out=near[1]).addcmul_(torch.sub(out, middle, out=near[0]), tilt).add_(shift)
             if d_bias is not None: d_bias += dy.view(w, b, o).sum(1) if ctx.bias_rows > 1 else dy.sum(0)
             ways = (piece,) if mix is None else torch.mm(mix, piece, out=heard).view(m, w * b, i).unbind(0)
             for way in range(m): d_weights[way].addmm_(ways[way].T, dy)
@@ -156,4 +157,4 @@ def normed(
 
 def _fast(x: Tensor, norm: nn.Module) -> bool:
     "Whether the fast form fits: training on the CPU, with a plain batch norm, nobody looking at the operators."
-    return norm.training and type(norm) is nn.BatchNorm1d and norm.affine and x.device.type == "cpu" and torch.is_grad_enabled() and not norm._forward_pre_hooks and not norm._forward_hooks and not torch._C._len_torch_dispatch_stack() # nothing counts or traces operators
+    return norm.training and x.shape[0] * x.shape[2] > 1 and type(norm) is nn.BatchNorm1d and norm.affine and x.device.type == "cpu" and torch.is_grad_enabled() and not norm._forward_pre_hooks and not norm._forward_hooks and not torch._C._len_torch_dispatch_stack() # nothing counts or traces operators

@@ -405,8 +405,11 @@ class VideoPose(Lifter):
         return self.placing.inverse(self.trajectory(self.read(batch)))[:, None]
 
     def together(self, batch: Batch, answer: Callable[[Batch], Tensor]) -> Tensor:
-        "Sample by sample in training and for single frames, otherwise with neighbours together."
-        return answer(batch) if self.training or self.window == 1 else lifted_together(batch, self.network, answer)
+        "Sample by sample in training, for single frames and for windows that leave frames out, otherwise with neighbours together."
+        if self.training or self.window == 1: return answer(batch)
+        frames = batch.frames
+        if frames.shape[1] != self.window or bool((frames[:, -1] - frames[:, 0] >= self.window).any()): return answer(batch)
+        return lifted_together(batch, self.network, answer)
 
 def scoring(
     protocol: Protocol,      # of the data set

@@ -136,6 +136,7 @@ class Batch:
     def mirrored(self) -> "Batch":
         "The same samples as seen in a mirror: 2D flipped about the image's middle, left and right exchanged, by the mirrored camera; for flip averaging."
         other = Batch(self.poses, self.index, self.clock, self.window, self.causal, self.bounds, self.others, self.shard)
+        if "frames" in self.__dict__: other.frames = self.frames # windows of one's own
         other.camera = mirrored_cameras(self.camera)
         width = self.camera.resolution[:, 0].to(self.pose_2d.dtype).reshape(-1, *[1] * (self.pose_2d.ndim - 2))
         flipped = mirror(self.pose_2d, self.poses.skeleton)
