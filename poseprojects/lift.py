@@ -585,7 +585,7 @@ def write_hierarchies(lifted: Lifted, folder: Path) -> list[Path]: # a file for 
     for n, p in lifted.people.items():
         frame, poses = on_grid(p, lifted.frame_step, bridged=True)
         step = int(frame[1] - frame[0]) if len(frame) > 1 else lifted.frame_step
-        paths.append(write_bvh(folder / f"{lifted.name}_person{n}.bvh", poses, lifted.skeleton, lifted.frame_rate / step, up="-y"))
+        paths.append(write_bvh(folder / f"{lifted.name}_person{n}.bvh", poses, lifted.skeleton, lifted.frame_rate / step, up="-y", symmetric=True))
     return paths
 
 # %% ../nbs/lift.ipynb #b3ca394f

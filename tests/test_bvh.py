@@ -259,6 +259,14 @@ def test_rest_pose_is_a_person_with_spread_arms():
     at = lambda joint: offset[H36M17.index(joint)]
     assert at("left_elbow")[0] > .2 and at("right_elbow")[0] < -.2 and at("left_knee")[1] < -.3 and at("spine")[1] > .1 and (offset[0] == 0).all()
 
+def test_sides_can_be_made_equal(tmp_path):
+    world = rigid(example_people(H36M17, 20, frame_rate=25.)[0].pose, H36M17)
+    lopsided = world.copy()
+    lopsided[:, H36M17.index("left_wrist")] += .3 * (world[:, H36M17.index("left_wrist")] - world[:, H36M17.index("left_elbow")])
+    lengths = lambda symmetric: bone_lengths(read_bvh(write_bvh(tmp_path / "m.bvh", lopsided, H36M17, 25., symmetric=symmetric)).poses(H36M17, "z"), H36M17)
+    gap = lambda found: max(abs(found[:, left] - found[:, right]).max() for left, right in H36M17.symmetric_bones)
+    assert gap(lengths(False)) > .05 and gap(lengths(True)) < 1e-5
+
 # ---------------------------------------------------------------- a folder as a source
 
 def renamed(path, names):

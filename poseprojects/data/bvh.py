@@ -274,14 +274,17 @@ _CHANNELS = ("Zrotation", "Xrotation", "Yrotation")
 def rest_pose(
     skeleton: Skeleton,                  # any joint set
     poses: Float[np.ndarray, "t j 3"],   # metres, y up; gives the lengths, and the directions of joints that the mannequin lacks
+    symmetric: bool = False,             # left and right bones have the mean of both lengths
 ) -> Float[np.ndarray, "j 3"]: # offsets from the parent, metres; zero for the root
     "A person who stands with arms spread, every bone as long as its median."
     try: figure = conversion(CMU31, skeleton, EXAMPLE_RULES)(zero_pose(mannequin("rest")))
     except ValueError: figure = poses[0]
     offset = np.zeros((skeleton.num_joints, 3))
-    for child, parent in skeleton.bones:
+    length = [np.median(np.linalg.norm(poses[:, child] - poses[:, parent], axis=-1)) for child, parent in skeleton.bones]
+    for left, right in skeleton.symmetric_bones if symmetric else (): length[left] = length[right] = (length[left] + length[right]) / 2
+    for (child, parent), size in zip(skeleton.bones, length):
         direction = figure[child] - figure[parent]
-        offset[child] = direction / max(np.linalg.norm(direction), 1e-9) * np.median(np.linalg.norm(poses[:, child] - poses[:, parent], axis=-1))
+        offset[child] = direction / max(np.linalg.norm(direction), 1e-9) * size
     return offset
 
 def smallest_rotation(
@@ -326,13 +329,14 @@ def fit_hierarchy(
     skeleton: Skeleton,                # joint set of the poses, with one root
     frame_rate: float,                 # Hz
     name: str = "motion",
+    symmetric: bool = False,           # left and right bones have the mean of both lengths
 ) -> BVHMotion: # the joints of the skeleton by name, and `_base` and `_end` joints
     "Offsets and rotations that reproduce joint positions; exact where bone lengths are constant. Raises `InputError` for poses that are none."
     poses = np.asarray(poses, dtype=float)
     if poses.ndim != 3 or poses.shape[1:] != (skeleton.num_joints, 3) or not len(poses): raise InputError(f"{name}: poses have the shape {poses.shape}, expected (frames, {skeleton.num_joints}, 3) for {skeleton.name}")
     if not np.isfinite(poses).all(): raise InputError(f"{name}: frame {int(np.argwhere(~np.isfinite(poses))[0][0])} of the poses holds a value that is not finite, expected metres")
     if not 0 < frame_rate < 1e5: raise InputError(f"{name}: frame_rate = {frame_rate!r} cannot be, expected Hz")
-    rest, children = rest_pose(skeleton, poses), {j: [c for c, p in skeleton.bones if p == j] for j in range(skeleton.num_joints)}
+    rest, children = rest_pose(skeleton, poses, symmetric), {j: [c for c, p in skeleton.bones if p == j] for j in range(skeleton.num_joints)}
     joints, parents, offset, channels, values = [], [], [], [], [poses[:, skeleton.root]]
 
     def add(joint: str, parent: int, place: np.ndarray, turn: np.ndarray | None) -> int: # its row
@@ -390,11 +394,12 @@ def write_bvh(
     frame_rate: float,                 # Hz
     up: str = "z",                     # vertical of the poses: "z" (world), "-y" (camera) or "y"
     metres_per_unit: float = .01,      # of the file; 0.01: centimetres
+    symmetric: bool = False,           # left and right bones have the mean of both lengths; for predictions, whose sides differ
 ) -> Path: # the file
     "Writes joint positions as a BVH file that animation tools open. Raises `InputError` for poses that are none."
     poses = np.asarray(poses, dtype=float)
     if poses.ndim != 3 or poses.shape[-1] != 3: raise InputError(f"{path}: poses have the shape {poses.shape}, expected (frames, {skeleton.num_joints}, 3) for {skeleton.name}")
-    return write_motion(path, fit_hierarchy(poses @ upright_rotation(up).T, skeleton, frame_rate, Path(path).stem), metres_per_unit)
+    return write_motion(path, fit_hierarchy(poses @ upright_rotation(up).T, skeleton, frame_rate, Path(path).stem, symmetric), metres_per_unit)
 
 # %% ../../nbs/data/bvh.ipynb #ad3fdbfa
 RIGS: dict[str, tuple[str, ...]] = { # joint of Human3.6M -> names in files, in lower case
@@ -409,7 +414,7 @@ SPLITS = ("all",)
 RECIPE = 1 # raised when the same files would give another set
 PROTOCOL = protocol.CMU.but("bvh", subjects=(), exclusions=(), note="four virtual cameras, true 2D")
 ABOUT = About("BVH motion capture of any rig", "motion capture; 2D by four virtual cameras", "that of the recordings", "https://research.cs.wisc.edu/graphics/Courses/cs-838-1999/Jeff/BVH.html",
-              "a minute at 60 Hz: about 3 MB of text, 2 MB as a pose set", ("<subject>/<recording>.bvh", "<recording>.bvh"),
+              "a minute at 60 Hz: about 3 MB of text, 2 MB as a pose set", ("<subject>/<recording>.bvh", "<recording>.bvh"), owned=False,
               verified="files of other tools were not read: their joint names are from general knowledge, and the top of the head is the end of the last joint")
 
 def rig_joints(

@@ -196,7 +196,7 @@ class Recipe:
 
     def _note(self) -> None:
         "Keeps how long converting took, for the page on getting the data."
-        if in_test(): return
+        if in_test() or not self.module.ABOUT.owned: return
         note = {"source": self.name, "input_2d": self.input_2d, "options": self.options, "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
                 "splits": {split: {"samples": len(part.poses), "seconds": round(part.seconds, 2), "bytes": part.path.stat().st_size, "fingerprint": part.poses.fingerprint} for split, part in self.parts.items()}}
         with atomic_write(results_dir() / "conversions" / f"{self.name}.json") as temporary: temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
