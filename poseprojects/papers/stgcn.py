@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIRRORED', 'DISTANCE', 'PARTS', 'PART_EDGES', 'PART_MIRRORED', 'PART_DISTANCE', 'VARIANTS', 'PLANS',
-           'DEFAULT_VARIANT', 'partition', 'space_time', 'GraphConv', 'Pointwise', 'pointwise_normed', 'Unit',
-           'NonLocal', 'STGCNNetwork', 'SixteenJoints', 'Refinement', 'Config', 'STGCN', 'build']
+           'DEFAULT_VARIANT', 'IN_TEST_EVERY', 'partition', 'space_time', 'GraphConv', 'Pointwise', 'pointwise_normed',
+           'Unit', 'NonLocal', 'STGCNNetwork', 'SixteenJoints', 'Refinement', 'Config', 'STGCN', 'build']
 
 # %% ../../nbs/papers/stgcn.ipynb #9dc3bb3c
 from dataclasses import dataclass, field
@@ -208,6 +208,7 @@ VARIANTS = {"paper": Config(), "poseaug": Config(joints=16, loss="mse", amsgrad=
             "short-run": Config(**_SHORT), "short-run-3": Config(frames=3, **_SHORT), "short-run-refined": Config(refine=True, symmetry=0.1, **_SHORT)}
 PLANS = {"paper": Plan("paper", epochs=100, batch_size=256, learning_rate=1e-3, schedule=Schedule("epochs", gamma=0.95)), "poseaug": poseaug_plan(), "quick": quick_plan(epochs=1)}
 DEFAULT_VARIANT = {"paper": "paper", "poseaug": "poseaug", "quick": "short-run"} # plan -> variant, when none is named
+IN_TEST_EVERY = 48 # of so many samples the test of a train notebook takes one: seventeen joints and five parts are work for one thread
 
 # %% ../../nbs/papers/stgcn.ipynb #d3891034
 class STGCN(Lifter):
