@@ -198,7 +198,7 @@ def test_samples_without_3d_and_with_missing_joints(places, files):
 
 
 def test_refusals():
-    for call, telling in ((lambda: Recipe("human36m", {}), "not known"), (lambda: Recipe("cmu", {"source": "/nowhere/at/all"}), "data_recipes/cmu/README.md"), (lambda: recipe_notebook("human36m"), "expected one of cmu")):
+    for call, telling in ((lambda: Recipe("human36m", {}), "not known"), (lambda: Recipe("cmu", {"source": "/nowhere/at/all"}), "data_recipes/cmu/README.md"), (lambda: recipe_notebook("human36m"), "expected one of bvh, cmu")):
         with pytest.raises(InputError, match=re.escape(telling)) as refusal: call()
         assert "\n" not in str(refusal.value)
 
@@ -250,7 +250,7 @@ def test_the_command_says_why_it_failed(places, capsys):
     assert main(["hdm05", "--source", str(places / "pack")]) == 2
     error = capsys.readouterr().err.strip()
     assert "the folder is empty" in error and str(places / "runs" / "data" / "hdm05.ipynb") in error and "\n" not in error
-    assert main(["human36m"]) == 2 and "expected one of cmu" in capsys.readouterr().err
+    assert main(["human36m"]) == 2 and "expected one of bvh, cmu" in capsys.readouterr().err
     assert main(["cmu", "-p", "inputs", "gt"]) == 2 and "has no parameter 'inputs'" in capsys.readouterr().err
 
 
