@@ -12,7 +12,7 @@ import io, math, os, re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Iterator, Mapping, NoReturn, Sequence
+from typing import Iterator, NoReturn, Sequence
 
 import numpy as np
 from jaxtyping import Float

@@ -7,8 +7,6 @@ __all__ = ['LifterConfig', 'joint_maps', 'centred', 'Lifter', 'scoring', 'poseau
 
 # %% ../../nbs/papers/lifters.ipynb #ea55ab17
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Callable
 
 import torch
 from jaxtyping import Float

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from ..data.base import PoseSet
 from .blocks import FastDropout
 from .lifters import Lifter, LifterConfig, poseaug_plan, quick_plan, scoring
-from ..train.engine import Plan
-from ..train.schedules import Schedule
 
 # %% ../../nbs/papers/mlp.ipynb #276e8c53
 class Block(nn.Module):

@@ -6,7 +6,6 @@
 __all__ = ['piece_size', 'in_pieces', 'as_poses', 'graph_linear', 'normed_reference', 'normed']
 
 # %% ../../nbs/papers/normed.ipynb #201efa7a
-import math
 from typing import Any
 
 import torch

@@ -11,7 +11,7 @@ __all__ = ['MIRRORED', 'DISTANCE', 'PARTS', 'PART_EDGES', 'PART_MIRRORED', 'PART
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
