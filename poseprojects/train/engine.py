@@ -72,7 +72,7 @@ class Batch:
         clock: Clock = Clock(),             # where the run stands
         window: int = 1,                    # frames of 2D per sample
         causal: bool = False,               # the window ends at the sample
-        bounds: tuple[Tensor, Tensor] | None = None, # of `clip_bounds`, when window > 1
+        bounds: tuple[Tensor, Tensor] | None = None, # of `clip_bounds`; a batch of a stream has them
         others: Mapping[str, "Batch"] | None = None, # batches of the other streams, by name
         shard: Shard = ALONE,               # whose rows of a larger batch these are, when several processes share it
     ):
@@ -118,6 +118,12 @@ class Batch:
     def camera(self) -> Cameras:
         "The camera of each sample, in the precision of the poses."
         return self.poses.cameras[self.gather("camera_id")].to(self.poses.pose_2d.dtype)
+
+    def later(self, frames: int) -> tuple["Batch", Tensor]: # frames: of the set, forwards; the batch, and bool (b,): whether a sample's clip lasts that long
+        "The samples `frames` later in their clips; of a clip that ends before, the last one."
+        bounds = self.bounds or clip_bounds(self.poses)
+        wanted, last = self.index + frames, bounds[1][self.index]
+        return Batch(self.poses, torch.minimum(wanted, last), self.clock, self.window, self.causal, bounds, self.others, self.shard), wanted <= last
 
     def rand(self, *shape: int) -> Tensor: # (b, *shape) on the batch's device
         "Random numbers between 0 and 1 for the samples; when processes share a batch, the rows of what one process would draw."
@@ -172,7 +178,7 @@ class Stream:
         self.name, self.plan, self.seed, self.window, self.causal, self.shard = name, plan, seed, window, causal, shard
         self.steps = steps_of_epoch(poses, plan, shard.world)
         self.poses = poses.to(device)
-        self.bounds = clip_bounds(self.poses) if window > 1 else None
+        self.bounds = clip_bounds(self.poses)
         self.epoch, self.order = -1, None
 
     def batch(self, step: int, clock: Clock) -> Batch: # step of the whole run, counted for this stream
