@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Mapping, NamedTuple, Protocol as Interface, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..camera import Cameras, mirrored_cameras
@@ -150,6 +150,16 @@ class Batch:
         if self.poses.pose_3d is not None: other.pose_3d = mirror(self.pose_3d, self.poses.skeleton)
         other.confidence = self.confidence[..., list(self.poses.skeleton.mirror)]
         return other
+
+    def half_mirrored(self) -> tuple["Batch", Bool[Tensor, "b"]]: # the samples, and which of them are mirrored
+        "Half of the samples as a mirror shows them, by mirrored cameras: what was projected onto the 2D still is."
+        other, chosen = self.mirrored(), self.rand() < 0.5
+        both = Batch(self.poses, self.index, self.clock, self.window, self.causal, self.bounds, self.others, self.shard)
+        mixed = lambda a, b: torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        both.camera = Cameras((), *(mixed(getattr(other.camera, f.name), getattr(self.camera, f.name)) for f in fields(Cameras)[1:]))
+        known = ("pose_2d", "confidence") if self.poses.pose_3d is None else ("pose_2d", "confidence", "pose_3d")
+        for name in known: setattr(both, name, mixed(getattr(other, name), getattr(self, name)))
+        return both, chosen
 
 # %% ../../nbs/train/engine.ipynb #eef1cf0d
 def steps_of_epoch(
