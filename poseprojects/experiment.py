@@ -8,6 +8,7 @@ __all__ = ['FIDELITIES', 'Parameters', 'listed', 'look_up', 'options', 'method_n
 
 # %% ../nbs/experiment.ipynb #74f6fa3a
 import hashlib, json
+from inspect import signature
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -52,6 +53,7 @@ class Parameters:
     workers: int | None = None         # processes on the CPU
     nodes: int = 1                     # machines that run this notebook together
     rendezvous: str = ""               # host:port of one of them
+    more_2d: str = ""                  # further data sets whose 2D poses the method may learn from, separated by commas
 
     @classmethod
     def of(cls, namespace: Mapping[str, Any]) -> "Parameters": # namespace: `globals()` of the notebook
@@ -97,7 +99,7 @@ def method_name(paper: ModuleType) -> str: # such as "martinez"
 class Experiment:
     """One run of one method: what its train notebook asks for, step by step.
 
-    `paper` is a module with `VARIANTS`, `PLANS`, `DEFAULT_VARIANT` and `build(train, config, fidelity)`; where it has `prepared`, `streams`, `scoring` or `scored`, they are used.
+    `paper` is a module with `VARIANTS`, `PLANS`, `DEFAULT_VARIANT` and `build(train, config, fidelity)`; where it has `prepared`, `streams`, `scoring`, `scored` or `baselines`, they are used. A data set without 3D is learnt from, and the method is scored on `also_test` only.
     Raises `InputError`, before any data is read, for a parameter that nothing goes with."""
 
     def __init__(self, paper: ModuleType, namespace: Mapping[str, Any]): # namespace: `globals()` of the notebook
@@ -110,6 +112,8 @@ class Experiment:
         self.config = look_up(paper, "VARIANTS", self.variant)
         if given.fidelity not in FIDELITIES: raise InputError(f"{self.name}: fidelity {given.fidelity!r} is not known; choose one of {', '.join(FIDELITIES)}")
         self.source, self.others = source(given.dataset), {name: source(name) for name in listed(given.also_test)}
+        self.more = {name: source(name) for name in listed(given.more_2d)}
+        if self.more and not self._takes_more: raise InputError(f"{self.name} learns from one data set, so more_2d = {given.more_2d!r} goes with nothing; leave it out")
         for module in (self.source, *self.others.values()): require_input(given.input_2d, module.ABOUT.inputs)
         self.out_dir = Path(given.out_dir) if given.out_dir else None if in_test() else runs_dir() / self.folder_name # a test keeps nothing
         self.protocols = self.scoring(self.source.PROTOCOL)
@@ -120,7 +124,7 @@ class Experiment:
     def folder_name(self) -> str:
         "Where checkpoints and logs go when no folder is named; another run has another name."
         parts = [self.name, self.given.dataset, self.given.input_2d, self.given.plan, self.variant, self.given.fidelity, f"e{self.plan.epochs}", f"b{self.plan.batch_size}",
-                 f"lr{self.plan.learning_rate:g}", *(["without", *listed(self.given.validation)] if self.given.validation else []), f"s{self.given.seed}"]
+                 f"lr{self.plan.learning_rate:g}", *(["without", *listed(self.given.validation)] if self.given.validation else []), *(["with", *self.more] if self.more else []), f"s{self.given.seed}"]
         return "-".join(map(str, parts))
 
     def __str__(self) -> str: return "\n".join(map(str, (self.plan, self.config, *self.protocols)))
@@ -133,6 +137,15 @@ class Experiment:
     def with_named_input(self, protocol: Protocol) -> Protocol: # of a data set
         "The protocol whose note names the detector model, where the 2D is not the true one."
         return protocol if self.given.input_2d == "gt" else protocol.but(protocol.id, note=protocol.note.replace("true 2D", f"2D of {self.given.input_2d}" if self.given.input_2d in self.source.ABOUT.inputs else f"2D of the detector model {self.given.input_2d}"))
+
+    @property
+    def _takes_more(self) -> bool:
+        "Whether the paper's `streams` has room for further data sets."
+        return hasattr(self.paper, "streams") and len(signature(self.paper.streams).parameters) > 2
+
+    def _beside(self, name: str) -> Path | None: # of a data set
+        "Its folder: beside that of the training set."
+        return Path(self.given.data_root).parent / name if self.given.data_root else None
 
     def load(self) -> tuple[PoseSet, PoseSet]: # training and test set
         "Reads the data; `validation` takes some of the training subjects out, into `self.held`."
@@ -147,15 +160,19 @@ class Experiment:
         self.train = self.paper.prepared(train, self.config, self.given.fidelity) if hasattr(self.paper, "prepared") else train
         if in_test(): # which only asks whether the notebook works
             self.train, self.test = (poses.select(torch.arange(0, len(poses), getattr(self.paper, "IN_TEST_EVERY", 8))) for poses in (self.train, self.test))
-        self.streams: Mapping[str, PoseSet] = self.paper.streams(self.train, self.config) if hasattr(self.paper, "streams") else {"train": self.train}
+        more = {name: module.load("train", self._beside(name), self.given.input_2d if self.given.input_2d in module.ABOUT.inputs else "gt") for name, module in self.more.items()}
+        self.streams: Mapping[str, PoseSet] = self.paper.streams(self.train, self.config, *([more] if self._takes_more else [])) if hasattr(self.paper, "streams") else {"train": self.train}
         self.train = next(iter(self.streams.values()))
         return self.train, self.test
 
     def trivial(self, test: PoseSet | None = None, name: str | None = None) -> dict[str, dict]: # predictor -> scores
         "What predictors score, and are recorded with, that have learnt nothing: the errors to beat. Without arguments on the experiment's own test set."
         test, name = (self.test, self.given.dataset) if test is None else (test, name)
+        if test.pose_3d is None: return {}
         protocol, found = self.with_named_input(source(name).PROTOCOL), {}
-        for label, predictor in (("mean pose", MeanPose(self.loaded)), ("constant depth", ConstantDepth())):
+        if not hasattr(self, "predictors"): # what looks at the training set does so once
+            self.predictors = ({"mean pose": MeanPose(self.loaded)} if self.loaded.pose_3d is not None else {}) | {"constant depth": ConstantDepth()} | (self.paper.baselines(self.loaded) if hasattr(self.paper, "baselines") else {})
+        for label, predictor in self.predictors.items():
             found[label] = evaluate(predictor, test, protocol, self.device)
             if self.held is None: self._write(name, test, protocol, found[label], label.replace(" ", "_"))
         return found
@@ -209,10 +226,10 @@ class Experiment:
         "Gives the method the weights of a checkpoint."
         self.method.load_state_dict(load_checkpoint(checkpoint, self.device)["method"])
 
-    def evaluate(self) -> dict: # of the headline protocol
+    def evaluate(self) -> dict: # of the headline protocol; empty for a test set without 3D
         "Scores the test set under every protocol of the run; `self.results` holds them all, by protocol."
-        self.results = {p: self.scores(self.test, p) for p in self.protocols}
-        return self.results[self.protocols[0]]
+        self.results = {p: self.scores(self.test, p) for p in self.protocols} if self.test.pose_3d is not None else {}
+        return self.results.get(self.protocols[0], {})
 
     def sample(self, frames: int = 60) -> tuple[Batch, Float[Tensor, "t j 3"]]: # the batch, and root-relative metres on the CPU
         "Neighbouring frames from the middle of the test set, and what the method makes of them."
@@ -226,7 +243,7 @@ class Experiment:
 
     def best(self) -> dict | None: # scores under the headline protocol; None when no subjects are held out, or nothing was kept
         "Scores and records the epoch that was best on the held-out subjects; the method ends with the weights of the last epoch."
-        if self.held is None or self.out_dir is None or not self.history.main: return None
+        if self.held is None or self.out_dir is None or not self.history.main or not self.results: return None
         protocol = self.protocols[0].but(self.protocols[0].id, selection="best-on-validation")
         scores = self.scores(self.test, protocol)
         self._write(self.given.dataset, self.test, protocol, scores)
@@ -236,8 +253,7 @@ class Experiment:
         "Scores and records the method on the other data sets, whose people were never part of its training."
         found = {}
         for name, other in self.others.items():
-            root = Path(self.given.data_root).parent / name if self.given.data_root else None
-            elsewhere = other.load("test", root, self.given.input_2d)
+            elsewhere = other.load("test", self._beside(name), self.given.input_2d)
             self.trivial(elsewhere, name)
             for protocol in self.scoring(other.PROTOCOL):
                 scores = self.scores(elsewhere, protocol)

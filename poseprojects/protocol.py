@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from .metrics import align_similarity, area_under_curve, best_scale, bone_length_error, correct_keypoints, depth_flip, joint_errors, root_align, symmetry_error
-from .skeleton import Skeleton, mirror
+from .skeleton import SKELETONS, Skeleton, mirror
 from .storage import InputError
 
 # %% ../nbs/protocol.ipynb #64f92007
@@ -45,7 +45,7 @@ class Protocol:
     root: str = "pelvis" # joint that alignment and depth flips refer to
     root_counted: bool = True # False: the root is left out of the means (it still takes part in the fits)
     alignment: str = "root" # "root": both poses root-centred; "target": only the truth; "none": absolute coordinates
-    scale_oracle: str = "none" # scale taken from the truth: "none", "per-pose" (least squares), "in-plane" (mean x,y distance to the root)
+    scale_oracle: str = "none" # scale taken from the truth: "none", "per-pose" (least squares), "in-plane" (mean x,y distance to the root), "head-root" (length of the line from root to head)
     hypotheses: str = "confident" # of several answers score "confident" (the surest), "best" (whole pose, by the truth) or "best-per-joint" (by the truth)
     reflection: bool = False # True: also report PA-MPJPE with reflections let through, as some releases did
     action_mean: bool = True # True: mean within every action, then over actions; False: every frame weighs the same
@@ -79,7 +79,7 @@ class Protocol:
 
     def __str__(self) -> str: return _one_line(self)
 
-_CHOICES = dict(alignment=("root", "target", "none"), scale_oracle=("none", "per-pose", "in-plane"),
+_CHOICES = dict(alignment=("root", "target", "none"), scale_oracle=("none", "per-pose", "in-plane", "head-root"),
                 hypotheses=("confident", "best", "best-per-joint"), axes=("camera", "world"),
                 headline=("mpjpe", "pa_mpjpe", "n_mpjpe", "pck150", "auc", "pa_mpjpe_reflected"),
                 selection=("last", "best-on-validation", "best-on-test"))
@@ -169,6 +169,11 @@ def _in_plane(poses: Float[Tensor, "*b j 3"], root: int) -> Float[Tensor, "*b"]:
     distance = torch.linalg.vector_norm(root_align(poses, root)[..., :2], dim=-1)
     return distance.sum(-1) / (distance.shape[-1] - 1)
 
+def _head_root(poses: Float[Tensor, "*b j 3"], root: int, skeleton: str) -> Float[Tensor, "*b"]:
+    "Distance from root to head."
+    head = SKELETONS[skeleton].index("head")
+    return torch.linalg.vector_norm(poses[..., head, :] - poses[..., root, :], dim=-1)
+
 def as_scored(
     pred: Float[Tensor, "*b j 3"], # predictions, metres (any unit where a scale oracle is in force)
     target: Float[Tensor, "*b j 3"], # truth, metres
@@ -179,9 +184,8 @@ def as_scored(
     if protocol.alignment == "root": pred = root_align(pred, root)
     if protocol.alignment != "none": target = root_align(target, root)
     if protocol.scale_oracle == "per-pose": pred = best_scale(pred, target)[..., None, None] * pred
-    if protocol.scale_oracle == "in-plane":
-        size = _in_plane(pred, root).clamp_min(torch.finfo(pred.dtype).tiny)
-        pred = (_in_plane(target, root) / size)[..., None, None] * pred
+    size = {"in-plane": _in_plane, "head-root": lambda poses, root: _head_root(poses, root, protocol.skeleton)}.get(protocol.scale_oracle)
+    if size: pred = (size(target, root) / size(pred, root).clamp_min(torch.finfo(pred.dtype).tiny))[..., None, None] * pred
     return pred, target
 
 def choose_hypothesis(

@@ -235,7 +235,7 @@ def test_scale_oracles():
     pred, truth, action = sample()
     small = root_align(truth) * .8
     assert quick(small, truth, CMU)["mpjpe"] > 50
-    for oracle in ("per-pose", "in-plane"):
+    for oracle in ("per-pose", "in-plane", "head-root"):
         assert quick(small, truth, CMU.but("x", scale_oracle=oracle))["mpjpe"] == pytest.approx(0, abs=1e-6)
     assert quick(pred, truth, CMU.but("x", scale_oracle="per-pose"))["mpjpe"] == pytest.approx(1000 * n_mpjpe(pred, root_align(truth)).mean().item())
     assert quick(7 * pred, truth, KUDO, action)["mpjpe"] == pytest.approx(quick(pred, truth, KUDO, action)["mpjpe"])

@@ -14,7 +14,7 @@ from poseprojects.data.base import clip_bounds
 from poseprojects.experiment import Experiment
 from poseprojects.papers import videopose
 from poseprojects.papers.lifters import Lifter
-from poseprojects.papers.reprojection import asymmetry, bone_difference, mirrored_half, onto_rays, reprojection_error, root_by_least_squares
+from poseprojects.papers.reprojection import asymmetry, bone_difference, onto_rays, reprojection_error, root_by_least_squares
 from poseprojects.papers.videopose import VARIANTS, ClipNetwork, Config, SequenceForm, TemporalNetwork, build, runs, scoring, streams, trajectory_error
 from poseprojects.protocol import CMU, CMU16
 from poseprojects.results.records import read_all
@@ -145,13 +145,13 @@ def test_scores_do_not_depend_on_how_samples_are_lifted(long, monkeypatch):
 def test_mirrored_samples_still_fit_their_cameras(train):
     for window in (1, 9):
         batch = Batch(train, torch.arange(0, 4000, 10), window=window, bounds=clip_bounds(train))
-        both, chosen = mirrored_half(batch)
+        both, chosen = batch.half_mirrored()
         assert 0.4 < float(chosen.float().mean()) < 0.6
         seen = both.pose_2d if window == 1 else both.pose_2d[:, window // 2]
         assert float((project(both.pose_3d, both.camera) - seen).norm(dim=-1).max()) < 0.01
         assert torch.equal(both.pose_3d[~chosen], batch.pose_3d[~chosen]) and torch.equal(both.camera.intrinsics[~chosen], batch.camera.intrinsics[~chosen])
     blind = replace(train, pose_3d=None)
-    assert mirrored_half(Batch(blind, torch.arange(10)))[0].pose_2d.shape == (10, 17, 2)
+    assert Batch(blind, torch.arange(10)).half_mirrored()[0].pose_2d.shape == (10, 17, 2)
 
 def test_the_image_error_is_that_of_the_camera(train):
     batch = some(train)

@@ -92,13 +92,7 @@ class Lifter(nn.Module):
 
     def flipped(self, batch: Batch) -> Batch:
         "The samples with half of them as seen in a mirror, where the options say so."
-        if not self.config.flip: return batch
-        other, chosen = batch.mirrored(), batch.rand(1, 1) < 0.5
-        both = Batch(batch.poses, batch.index, batch.clock, batch.window, batch.causal, batch.bounds, batch.others, batch.shard)
-        both.camera = batch.camera
-        spread = chosen.reshape(-1, *[1] * (batch.pose_2d.ndim - 1))
-        both.pose_2d, both.pose_3d = torch.where(spread, other.pose_2d, batch.pose_2d), torch.where(chosen[..., None].reshape(-1, 1, 1), other.pose_3d, batch.pose_3d)
-        return both
+        return batch.half_mirrored()[0] if self.config.flip else batch
 
     def optimizers(self, plan: Plan) -> dict[str, Scheduled]:
         "Adam, with the plan's schedule."
@@ -121,11 +115,14 @@ class Lifter(nn.Module):
         "The lifted pose in the joints of the set; a joint that the network does not know is made by the conversion's rule."
         return self.root_relative(self.network(self.read(batch)))[:, None]
 
+    def in_metres(self, answer: Float[Tensor, "*b k 3"]) -> Float[Tensor, "*b k 3"]: # answer: of the network
+        "The network's joints in metres, relative to the first, which is the root; with its gradient."
+        pose = self.writing.inverse(answer)
+        return F.pad(pose[..., 1:, :], (0, 0, 1, 0)) if self.config.units == "standard" else pose - pose[..., :1, :] # a standardised root has no spread, so its unit means nothing
+
     def root_relative(self, answer: Float[Tensor, "*b k 3"]) -> Float[Tensor, "*b j 3"]: # answer: of the network
         "Metres in the joints of the set, relative to their root."
-        pose = self.writing.inverse(answer)
-        if self.config.units == "standard": pose = F.pad(pose[..., 1:, :], (0, 0, 1, 0)) # the root has no spread, so its unit there means nothing
-        pose = self.outwards(pose)
+        pose = self.outwards(self.in_metres(answer))
         root = self.skeleton.root
         return pose - pose[..., root:root + 1, :]
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from ..data.base import PoseSet
 from .blocks import FastDropout, descend
 from .lifters import Lifter, LifterConfig, poseaug_plan, quick_plan, scoring
-from .normed import as_poses, graph_linear, in_pieces, normed
-from .reprojection import asymmetry, mirrored_half, onto_rays, relative_metres
+from .normed import as_poses, in_pieces, normed
+from .reprojection import asymmetry, onto_rays
 from ..skeleton import H36M16, H36M17, mirror
 from ..storage import InputError
 from ..train.engine import Batch, Plan, Scheduled
@@ -235,14 +235,14 @@ class STGCN(Lifter):
         "All terms, weighed."
         second = batch.clock.epoch >= self.config.first_stage * batch.clock.epochs
         with torch.no_grad():
-            batch, turned = mirrored_half(batch) if self.config.flip else (batch, None)
+            batch, turned = batch.half_mirrored() if self.config.flip else (batch, None)
             seen, wanted = self.read(batch), self.wanted(batch)
         every = self.network.every_frame(seen)
         answer = every[:, self.window // 2]
         losses = {self.config.loss: self.loss(answer, wanted)}
         if self.config.motion: losses["motion"] = self.config.motion * (every - self.wanted_in_window(batch, turned)).diff(dim=1).norm(dim=-1).mean()
         if not second: return losses
-        pose = relative_metres(self, answer)
+        pose = self.in_metres(answer)
         if self.config.symmetry: losses["symmetry"] = self.config.symmetry * asymmetry(pose, H36M17 if self.config.joints == 17 else H36M16)
         if self.config.refine: losses["refined"] = (self.refined(pose, batch) - self.inwards(batch.target)).norm(dim=-1).mean()
         return losses

@@ -21,7 +21,7 @@ from ..camera import Standardizer
 from ..data.base import PoseSet, clip_bounds
 from .blocks import FastDropout, descend
 from .lifters import Lifter, LifterConfig, poseaug_plan, quick_plan, scoring as scoring_of_lifters
-from .reprojection import bone_difference, mirrored_half, relative_metres, reprojection_error
+from .reprojection import bone_difference, reprojection_error
 from ..protocol import Protocol
 from ..skeleton import H36M16, H36M17
 from ..storage import InputError
@@ -376,7 +376,7 @@ class VideoPose(Lifter):
         answer, found, labelled = self.network(seen), self.placing.inverse(self.trajectory(seen)[:, 0]), len(batch)
         losses = {self.config.loss: self.loss(answer[:labelled], wanted), "trajectory": trajectory_error(found[:labelled], place)}
         if other is None: return losses
-        pose = relative_metres(self, answer[labelled:])
+        pose = self.in_metres(answer[labelled:])
         losses["reprojection"] = self.config.weights[0] * reprojection_error(pose + found[labelled:, None], self.inwards(self.present(other)), other.camera)
         if self.config.bones: losses["bones"] = self.config.weights[1] * bone_difference(pose, self.inwards(batch.target), H36M17 if self.config.joints == 17 else H36M16)
         return losses
@@ -385,7 +385,7 @@ class VideoPose(Lifter):
         "The samples of the second stream, half of them mirrored where the options say so; none during the warm-up."
         other = batch.others.get("unlabelled")
         if other is None or batch.clock.epoch < self.config.warmup: return None
-        return mirrored_half(other)[0] if self.config.flip else other
+        return other.half_mirrored()[0] if self.config.flip else other
 
     def present(self, batch: Batch) -> Float[Tensor, "b j 2"]: # px
         "The 2D of the samples themselves, out of their windows."

@@ -233,7 +233,7 @@ class Table:
 
 # %% ../../nbs/results/tables.ipynb #a3626ec1
 TITLES = dict(cmu="CMU motion capture", hdm05="HDM05 (never trained on)", synthetic="synthetic motion", h36m="Human3.6M", mpi_inf_3dhp="MPI-INF-3DHP", pw3d="3DPW", boxing="EPFL amateur boxing")
-_SHOWN = (("mpjpe", "MPJPE, mm"), ("pa_mpjpe", "PA-MPJPE, mm"), ("n_mpjpe", "N-MPJPE, mm"), ("mpjve", "MPJVE, mm/frame"), ("pck150", "PCK at 150 mm, %"), ("auc", "AUC, %"))
+_SHOWN = (("mpjpe", "MPJPE, mm"), ("pa_mpjpe", "PA-MPJPE, mm"), ("n_mpjpe", "N-MPJPE, mm"), ("mpjve", "MPJVE, mm/frame"), ("pck150", "PCK at 150 mm, %"), ("auc", "AUC, %"), ("depth_flip", "depth flips, %"))
 
 def title_of(data: str) -> str:
     "A data set's name in a heading."

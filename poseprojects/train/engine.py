@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Mapping, NamedTuple, Protocol as Interface, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..camera import Cameras, mirrored_cameras
@@ -72,7 +72,7 @@ class Batch:
         clock: Clock = Clock(),             # where the run stands
         window: int = 1,                    # frames of 2D per sample
         causal: bool = False,               # the window ends at the sample
-        bounds: tuple[Tensor, Tensor] | None = None, # of `clip_bounds`, when window > 1
+        bounds: tuple[Tensor, Tensor] | None = None, # of `clip_bounds`; a batch of a stream has them
         others: Mapping[str, "Batch"] | None = None, # batches of the other streams, by name
         shard: Shard = ALONE,               # whose rows of a larger batch these are, when several processes share it
     ):
@@ -119,6 +119,12 @@ class Batch:
         "The camera of each sample, in the precision of the poses."
         return self.poses.cameras[self.gather("camera_id")].to(self.poses.pose_2d.dtype)
 
+    def later(self, frames: int) -> tuple["Batch", Tensor]: # frames: of the set, forwards; the batch, and bool (b,): whether a sample's clip lasts that long
+        "The samples `frames` later in their clips; of a clip that ends before, the last one."
+        bounds = self.bounds or clip_bounds(self.poses)
+        wanted, last = self.index + frames, bounds[1][self.index]
+        return Batch(self.poses, torch.minimum(wanted, last), self.clock, self.window, self.causal, bounds, self.others, self.shard), wanted <= last
+
     def rand(self, *shape: int) -> Tensor: # (b, *shape) on the batch's device
         "Random numbers between 0 and 1 for the samples; when processes share a batch, the rows of what one process would draw."
         return self._drawn(torch.rand, shape)
@@ -144,6 +150,16 @@ class Batch:
         if self.poses.pose_3d is not None: other.pose_3d = mirror(self.pose_3d, self.poses.skeleton)
         other.confidence = self.confidence[..., list(self.poses.skeleton.mirror)]
         return other
+
+    def half_mirrored(self) -> tuple["Batch", Bool[Tensor, "b"]]: # the samples, and which of them are mirrored
+        "Half of the samples as a mirror shows them, by mirrored cameras: what was projected onto the 2D still is."
+        other, chosen = self.mirrored(), self.rand() < 0.5
+        both = Batch(self.poses, self.index, self.clock, self.window, self.causal, self.bounds, self.others, self.shard)
+        mixed = lambda a, b: torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        both.camera = Cameras((), *(mixed(getattr(other.camera, f.name), getattr(self.camera, f.name)) for f in fields(Cameras)[1:]))
+        known = ("pose_2d", "confidence") if self.poses.pose_3d is None else ("pose_2d", "confidence", "pose_3d")
+        for name in known: setattr(both, name, mixed(getattr(other, name), getattr(self, name)))
+        return both, chosen
 
 # %% ../../nbs/train/engine.ipynb #eef1cf0d
 def steps_of_epoch(
@@ -172,7 +188,7 @@ class Stream:
         self.name, self.plan, self.seed, self.window, self.causal, self.shard = name, plan, seed, window, causal, shard
         self.steps = steps_of_epoch(poses, plan, shard.world)
         self.poses = poses.to(device)
-        self.bounds = clip_bounds(self.poses) if window > 1 else None
+        self.bounds = clip_bounds(self.poses)
         self.epoch, self.order = -1, None
 
     def batch(self, step: int, clock: Clock) -> Batch: # step of the whole run, counted for this stream
