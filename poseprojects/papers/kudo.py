@@ -180,6 +180,6 @@ VARIANTS = {"paper": Config(), "no-heuristic": Config(heuristic=0.), "no-cap": C
             "short-run-15": replace(SHORT, joints=15), "short-run-supervised": replace(SHORT, supervised=True)}
 PLANS = {"paper": Plan("paper", epochs=500, batch_size=16, learning_rate=2e-4),     # README of March 2018
          "release": Plan("release", epochs=20, batch_size=16, learning_rate=2e-4),  # defaults of the last commit
-         "quick": Plan("quick", epochs=2, batch_size=64, learning_rate=5e-4, schedule=Schedule("linear", end=0.05))}
+         "quick": Plan("quick", epochs=2, batch_size=64, learning_rate=2e-3, schedule=Schedule("linear", end=0.05))}
 DEFAULT_VARIANT = {"paper": "paper", "release": "paper", "quick": "short-run"} # plan -> variant, when none is named
 IN_TEST_EVERY = 8
