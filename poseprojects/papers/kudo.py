@@ -182,4 +182,4 @@ PLANS = {"paper": Plan("paper", epochs=500, batch_size=16, learning_rate=2e-4), 
          "release": Plan("release", epochs=20, batch_size=16, learning_rate=2e-4),  # defaults of the last commit
          "quick": Plan("quick", epochs=2, batch_size=64, learning_rate=2e-3, schedule=Schedule("linear", end=0.05))}
 DEFAULT_VARIANT = {"paper": "paper", "release": "paper", "quick": "short-run"} # plan -> variant, when none is named
-IN_TEST_EVERY = 8
+IN_TEST_EVERY = 24

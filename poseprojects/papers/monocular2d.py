@@ -119,7 +119,7 @@ def all_lifted(
     batch_size: int = 4096,  # samples at a time; changes no number
 ) -> Float[Tensor, "n j 3"]: # metres, on the CPU
     "The surest hypothesis of each sample, in evaluation mode."
-    found = []
+    found, poses = [], poses.to(next(method.parameters(), poses.pose_2d).device)
     with evaluating(method):
         for index in torch.arange(0, len(poses), every, device=poses.pose_2d.device).split(batch_size):
             pose, score = hypotheses(method, Batch(poses, index, window=getattr(method, "window", 1), causal=getattr(method, "causal", False)))
