@@ -22,9 +22,9 @@ from poseprojects.protocol import CMU, H36M_P1, KUDO, MPI3DHP
 from poseprojects.skeleton import COCO17, H36M17, conversion
 from poseprojects.train.checkpoints import load_checkpoint, seed_everything
 from poseprojects.train.devices import Devices
-from poseprojects.train.engine import Batch, Method, Plan, fit
+from poseprojects.train.engine import Method, Plan, fit
 from poseprojects.train.evaluation import ConstantDepth, evaluate
-from poseprojects.train.schedules import Clock, Schedule
+from poseprojects.train.schedules import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAN = Plan("test", 1, 64, 1e-3)
@@ -165,6 +165,7 @@ def test_inversion_is_the_same_loss_without_the_heuristic_and_another_with_it(tr
     method, batch = small(train), some(train, 300)
     seen = method.reading(batch.pose_2d)
     sums = []
+    method.requires_grad_(False)
     for sign in (1., -1.):
         pose = torch.cat([seen, sign * method.generator(seen)[..., None]], -1)
         every = [F.softplus(-method.discriminator(orthographic(turned(pose, azimuth(torch.full((len(seen),), 2 * math.pi * k / 40)))))).mean() for k in range(40)]
