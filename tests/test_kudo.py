@@ -9,9 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import refused, some
-from poseprojects.data import synthetic
+from poseprojects import zoo
+from poseprojects.data import mpii, synthetic
 from poseprojects.data.base import clip_bounds
-from poseprojects.metrics import facing_sine, root_align
+from poseprojects.experiment import Experiment
+from poseprojects.metrics import facing_sine
 from poseprojects.papers import kudo
 from poseprojects.papers.kudo import VARIANTS, Config, Kudo, Perceptron, build, prepared, scoring, thinned
 from poseprojects.papers.monocular2d import all_lifted, facing, inverted_share
@@ -20,9 +22,9 @@ from poseprojects.protocol import CMU, H36M_P1, KUDO, MPI3DHP
 from poseprojects.skeleton import COCO17, H36M17, conversion
 from poseprojects.train.checkpoints import load_checkpoint, seed_everything
 from poseprojects.train.devices import Devices
-from poseprojects.train.engine import Batch, Method, Plan, fit
+from poseprojects.train.engine import Method, Plan, fit
 from poseprojects.train.evaluation import ConstantDepth, evaluate
-from poseprojects.train.schedules import Clock, Schedule
+from poseprojects.train.schedules import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAN = Plan("test", 1, 64, 1e-3)
@@ -163,6 +165,7 @@ def test_inversion_is_the_same_loss_without_the_heuristic_and_another_with_it(tr
     method, batch = small(train), some(train, 300)
     seen = method.reading(batch.pose_2d)
     sums = []
+    method.requires_grad_(False)
     for sign in (1., -1.):
         pose = torch.cat([seen, sign * method.generator(seen)[..., None]], -1)
         every = [F.softplus(-method.discriminator(orthographic(turned(pose, azimuth(torch.full((len(seen),), 2 * math.pi * k / 40)))))).mean() for k in range(40)]
@@ -343,6 +346,27 @@ def test_two_processes_are_one(train):
     assert len(one.first_losses) == 20
     for a, b in zip(one.first_losses, two.first_losses): assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], abs=1e-4) for k in a)
     assert torch.equal(alone.steps_made, both.steps_made)
+
+def test_people_in_photographs_are_enough(tmp_path, monkeypatch):
+    "From a set without 3D to scores on one that has it, by the steps of the train notebook; and the stored lifter is the one that was trained."
+    monkeypatch.setenv("POSEPROJECTS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("POSEPROJECTS_CACHE", str(tmp_path / "cache"))
+    mpii.example(tmp_path / "mpii", "array")
+    monkeypatch.setattr(synthetic, "load", lambda split, root=None, input_2d="gt", original=synthetic.load: original(split, samples=8000))
+    run = Experiment(kudo, dict(dataset="mpii", data_root=str(tmp_path / "mpii"), variant="short-run-15", epochs=3, batch_size=6, also_test="synthetic", out_dir=str(tmp_path / "out")))
+    train, _ = run.load()
+    assert train.pose_3d is None and len(train) == 18 and run.trivial() == {}
+    method = run.build()
+    run.fit()
+    assert run.evaluate() == {} and run.record() == []
+    found = []
+    monkeypatch.setattr(run, "_write", lambda name, test, protocol, scores, trivial="": found.append((name, protocol.id, trivial)) or "")
+    scores = run.across()["synthetic"]
+    assert scores["poses"] > 2000 and 0 < scores["pa_mpjpe"] < 400
+    assert found == [("synthetic", "synthetic", "constant_depth"), ("synthetic", "synthetic-15", ""), ("synthetic", "synthetic-kudo-15", "")]
+    stored, batch = zoo.load(None, tmp_path / "out"), some(train, 6)
+    assert stored.paper == "kudo" and stored.config == run.config
+    with torch.no_grad(): assert torch.equal(stored.method.predict(batch), method.eval().predict(batch))
 
 def test_a_short_run_learns_depth_that_is_not_inverted(train, test):
     "Better than no depth, by the measure that knows the size, and facing the right way."

@@ -19,7 +19,7 @@ from ..data.base import PoseSet, clip_bounds
 from .adversarial import fool_loss, judge_loss, judged, skip_unless
 from .blocks import descend
 from .lifters import JOINT_SETS, in_joints
-from .monocular2d import Diary, Reading, baselines, facing, scoring as scoring_from_2d
+from .monocular2d import Diary, Reading, baselines, facing, scoring as scoring_from_2d # baselines: the experiment asks for them here
 from .turning import azimuth, orthographic, turned
 from ..protocol import H36M_P1, KUDO, Protocol
 from ..skeleton import Skeleton
