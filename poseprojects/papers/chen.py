@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DETACH', 'REDUCTIONS', 'TERMS', 'VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'IN_TEST_EVERY', 'back_project', 'Rays',
            'rays_of', 'turned_away', 'turned_back', 'seen_by_camera', 'Trip', 'round_trip', 'difference', 'bending',
-           'ResidualNetwork', 'Config', 'draws_of_samples', 'slope_at_real', 'rows_with', 'Adapter', 'Chen', 'prepared',
-           'streams', 'scoring', 'Reproduction', 'build']
+           'ResidualNetwork', 'Config', 'draws_of_samples', 'slope_at_real', 'Pairs', 'pairs_of', 'motion_of',
+           'Adapter', 'Chen', 'prepared', 'streams', 'scoring', 'Reproduction', 'build']
 
 # %% ../../nbs/papers/chen.ipynb #a195e6b7
 import math
@@ -208,10 +208,11 @@ class Config:
     elevation: float = 20.             # degrees to either side
     roll: float = 0.                   # degrees to either side; half the elevation in A (u)
     tilt: float = 0.                   # degrees that the real cameras look down: bodies are set upright by so much before the turn, and seen from that height after it; not in the paper
-    right_at: float = 0.               # share of the run after which the sign of all depths is set by how limbs bend; 0: never; not in the paper
+    guide: float = 0.                  # weight of a price on limbs that bend the wrong way, in head-root distances; 0: none; not in the paper
+    guided: float = 0.1                # share of the run in which it is asked
     views: str = "step"                # "step": new ones in every step (B); "sample": always the same for a sample (A) (u)
     weights: tuple[float, float, float, float] = (1., 0.001, 10., 1.) # of the adversarial, 3D, 2D and temporal terms
-    reduction: str = "norm"            # or "square" (u)
+    reduction: str = "square"          # or "norm" (u)
     detach: str = "nothing"            # or "back-projection" (A), "second lift" (u)
     adversary: str = "logistic"        # or "least-squares" (A)
     cap: float = 1.                    # accuracy above which the discriminator, and 1 minus it below which the lifter, makes no step; 1: off (u)
@@ -239,7 +240,7 @@ class Config:
         if self.adapter != "none" and not self.source: raise InputError(f"Chen: adapter = {self.adapter!r} has nothing to move, expected source = True")
         if len(self.weights) != 4 or min(self.weights) < 0 or not any(self.weights[:3]): raise InputError(f"Chen: weights = {self.weights} train nothing, expected four numbers from 0 on (adversarial, 3D, 2D, temporal) with one of the first three above it")
         if not 0.5 <= self.cap <= 1 or self.judge_every < 1 or self.frames < 1: raise InputError(f"Chen: cap = {self.cap}, judge_every = {self.judge_every}, frames = {self.frames}, expected a share from 0.5 to 1 and whole numbers from 1 on")
-        if not 0 < self.adapter_share < 1 or not 0 <= self.right_at < 1 or not 0 < self.nearest < self.distance: raise InputError(f"Chen: adapter_share = {self.adapter_share}, right_at = {self.right_at}, nearest = {self.nearest}, distance = {self.distance}, expected shares between 0 and 1 and a least depth between 0 and the distance")
+        if not 0 < self.adapter_share < 1 or not 0 <= self.guided <= 1 or not 0 < self.nearest < self.distance: raise InputError(f"Chen: adapter_share = {self.adapter_share}, guided = {self.guided}, nearest = {self.nearest}, distance = {self.distance}, expected shares between 0 and 1 and a least depth between 0 and the distance")
 
     @property
     def judges(self) -> bool:
@@ -269,10 +270,32 @@ def slope_at_real(
     return slope.square().sum(1).mean() / 2
 
 # %% ../../nbs/papers/chen.ipynb #fab9ad3e
-def rows_with(valid: Bool[Tensor, "b"]) -> Int[Tensor, "b"]:
-    "As many rows as there are, all of them valid ones, in turn; the rows as they are when none is."
-    order = torch.argsort((~valid).long(), stable=True)
-    return order[torch.arange(len(valid), device=valid.device) % torch.where(valid.any(), valid.sum(), len(valid))]
+class Pairs(NamedTuple):
+    "For each sample another frame of its clip."
+    partner: Batch            # the other frames
+    later: Bool[Tensor, "b"]  # whether the partner is the later of the two
+    known: Bool[Tensor, "b"]  # whether there is one at all
+
+def pairs_of(
+    batch: Batch, # B samples
+    frames: int,  # from one frame of a pair to the other, of the set
+) -> Pairs:
+    "Partners that many frames later; at the end of a clip, earlier."
+    after, later = batch.later(frames)
+    first = after.bounds[0][batch.index]
+    index = torch.where(later, after.index, torch.maximum(batch.index - frames, first))
+    return Pairs(Batch(batch.poses, index, batch.clock, bounds=after.bounds, shard=batch.shard), later, later | (batch.index - frames >= first))
+
+def motion_of(
+    own: Float[Tensor, "b j 2"],     # the samples
+    partner: Float[Tensor, "b j 2"], # their partners, seen alike
+    pairs: Pairs,
+    pair: str = "difference",        # or "pose and difference": of the earlier frame
+) -> Float[Tensor, "b i"]: # earlier minus later; zero where there is no pair
+    "What a temporal discriminator sees."
+    first, second = (torch.where(pairs.later[:, None, None], *both) for both in ((own, partner), (partner, own)))
+    shown = first - second if pair == "difference" else torch.cat([first, first - second], 1)
+    return torch.where(pairs.known[:, None, None], shown, torch.zeros_like(shown)).flatten(1)
 
 # %% ../../nbs/papers/chen.ipynb #62d6d8c8
 class Adapter(nn.Module):
@@ -307,7 +330,7 @@ class Chen(nn.Module):
     @classmethod
     def from_data(cls, train: PoseSet, config: Config = Config()) -> "Chen": # train: the training set, whose constants the method keeps
         "A fresh method. Raises `InputError` for a set without the joints that are read, and for single frames where motion is judged."
-        if config.temporal and len(train) and not bool(Batch(train, torch.arange(len(train))).later(config.frames)[1].any()):
+        if config.temporal and len(train) and not bool(pairs_of(Batch(train, torch.arange(len(train))), config.frames).known.any()):
             raise InputError(f"{train.name}: no two samples are {config.frames} frames apart in one clip, expected sequences, or a variant without temporal")
         return cls(train.skeleton, config, Rays.from_data(train, config.joints, config.scale, config.distance))
 
@@ -337,8 +360,8 @@ class Chen(nn.Module):
         with frozen(*(n for n in (self.judge, self.temporal_judge) if n is not None)):
             terms = self.terms(seen, trip, motion)
             weighed = {name: weight * terms[name] for name, weight in zip(TERMS, self.config.weights) if name in terms}
+            if self.config.guide and batch.clock.step < self.config.guided * batch.clock.steps: weighed["guide"] = self.config.guide * F.relu(-bending(trip.lifted, self.body)).mean()
             descend(sum(weighed.values()), optimizers["lifter"])
-        if self.config.right_at and batch.clock.step == int(self.config.right_at * batch.clock.steps): self.set_right(batch, trip, optimizers["lifter"])
         return losses | terms | {f"weighed_{name}": value for name, value in weighed.items()} | self.watched(batch, trip)
 
     def parts(self, batch: Batch) -> list[Batch]:
@@ -388,11 +411,10 @@ class Chen(nn.Module):
 
     def motion(self, batch: Batch, trip: Trip, rotation: Float[Tensor, "n 3 3"]) -> tuple[Float[Tensor, "b i"], Float[Tensor, "b i"]]: # real and fake
         "What the temporal discriminator compares: two frames of a clip, and their lifts turned by the same rotation."
-        n, (later, valid) = len(batch), batch.later(self.config.frames)
-        before, after, rows = self.rays(batch), self.rays(later), rows_with(valid)
-        moved = seen_by_camera(turned_away(self.lifted(after), rotation[:n], self.config.distance), self.config.nearest, self.config.limit)
-        form = lambda a, b: ((a - b) if self.config.pair == "difference" else torch.cat([a, a - b], 1))[rows].flatten(1)
-        return form(before, after), form(trip.seen[:n], moved)
+        n, pairs = len(batch), pairs_of(batch, self.config.frames)
+        own, other = self.rays(batch), self.rays(pairs.partner)
+        moved = seen_by_camera(turned_away(self.lifted(other), rotation[:n], self.config.distance), self.config.nearest, self.config.limit)
+        return motion_of(own, other, pairs, self.config.pair), motion_of(trip.seen[:n], moved, pairs, self.config.pair)
 
     def train_judge(self, name: str, real: Tensor, fake: Tensor, parts: list[Batch], optimizers: Mapping[str, torch.optim.Optimizer], leads: bool = False) -> dict[str, Tensor]: # leads: its accuracy decides on steps
         "A step of a discriminator, where its turn has come and the accuracy allows; the accuracy before it."
@@ -449,15 +471,6 @@ class Chen(nn.Module):
         self.diary.note(batch.clock, flipped, self.accuracy, spread)
         return {"flipped": flipped, "sine_below_zero": sine, "spread": spread, "cut": cut}
 
-    @torch.no_grad()
-    def set_right(self, batch: Batch, trip: Trip, optimizer: torch.optim.Optimizer) -> None:
-        "Turns the sign of all depths where most of the lifted limbs bend the wrong way; the optimiser's memory of the last layer turns with it."
-        share = batch.shard.mean_((bending(trip.lifted, self.body) < 0).to(trip.lifted.dtype).mean())
-        sign = torch.where(share > 0.5, -1., 1.)
-        for p in self.lifter.last.parameters():
-            p.mul_(sign)
-            optimizer.state[p]["exp_avg"].mul_(sign)
-
     def predict(self, batch: Batch) -> Float[Tensor, "b 1 j 3"]: # metres, camera frame, relative to the root
         "The lift of one frame; a head-root distance is taken for `head_root` metres, whoever it is."
         pose = self.outwards(self.config.head_root * self.lifted(self.rays(batch)))
@@ -470,16 +483,17 @@ class Chen(nn.Module):
 TERMS = ("adversarial", "consistency_3d", "consistency_2d", "temporal") # in the order of `Config.weights`
 
 # %% ../../nbs/papers/chen.ipynb #69fa72bb
-_SHORT = Config(width=256, blocks=2)
+_SHORT = Config(width=256, blocks=2, penalty=2., guide=1.)
 
 def _rows(base: Config, prefix: str = "") -> dict[str, Config]:
     "The ablations of one size."
     three_d, two_d, motion = base.weights[1:]
+    by_frame = dict(scale="mean-distance", rescale=True) # photographs have no common scale
     rows = {"adversarial-only": dict(weights=(1., 0., 0., motion)), "self-consistency-only": dict(weights=(0., three_d, two_d, motion)), "3d-only": dict(weights=(1., three_d, 0., motion)), "2d-only": dict(weights=(1., 0., two_d, motion)),
-            "temporal": dict(temporal=True), "square": dict(reduction="square"), "equal-weights": dict(weights=(1., 1., 1., 1.)), "by-frame": dict(scale="mean-distance", rescale=True), "head-root": dict(scale="head-root"),
-            "source": dict(source=True), "adapter": dict(source=True, adapter="first"), "adapter-joint": dict(source=True, adapter="joint"), "adapter+temporal": dict(source=True, adapter="first", temporal=True),
+            "temporal": dict(temporal=True), "norm": dict(reduction="norm"), "equal-weights": dict(weights=(1., 1., 1., 1.)), "by-frame": by_frame, "mpii": dict(joints=15, **by_frame), "head-root": dict(scale="head-root"),
+            "source": dict(source=True, **by_frame), "adapter": dict(source=True, adapter="first", **by_frame), "adapter-joint": dict(source=True, adapter="joint", **by_frame), "adapter+temporal": dict(source=True, adapter="first", temporal=True, **by_frame),
             "detach-projection": dict(detach="back-projection"), "detach-second": dict(detach="second lift"), "dropout": dict(dropout=0.25), "no-batch-norm": dict(batch_norm=False), "every-third": dict(judge_every=3), "cap": dict(cap=0.9),
-            "least-squares": dict(adversary="least-squares"), "slope": dict(penalty=2.), "wasserstein-penalty": dict(penalty=10., penalty_at="between"), "same-real": dict(real="same"), "fixed-views": dict(views="sample"), "limit": dict(limit=0.2), "roll": dict(roll=10.), "no-elevation": dict(elevation=0.), "start": dict(start=1.)}
+            "least-squares": dict(adversary="least-squares"), "slope": dict(penalty=2.), "no-slope": dict(penalty=0.), "guided": dict(guide=1.), "unguided": dict(guide=0.), "upright": dict(tilt=6.8, elevation=5., guide=0.), "wasserstein-penalty": dict(penalty=10., penalty_at="between"), "same-real": dict(real="same"), "fixed-views": dict(views="sample"), "limit": dict(limit=0.2), "roll": dict(roll=10.), "no-elevation": dict(elevation=0.), "start": dict(start=1.)}
     return {prefix + name: replace(base, **options) for name, options in rows.items()}
 
 VARIANTS = {"paper": Config(), "16-joints": Config(joints=16), "15-joints": Config(joints=15), **_rows(Config()),
