@@ -523,6 +523,31 @@ def test_upright_bodies_stay_upright(blind):
     tipped = build(blind, small(elevation=0.)).views([Batch(blind, torch.arange(200))]) @ down
     assert float((tipped - down).norm(dim=1).max()) > .6
 
+# ---------------------------------------------------------------- what it learns
+
+def trained(blind, **options):
+    seed_everything(0)
+    method = build(blind, replace(VARIANTS["short-run"], width=64, blocks=1, judge_blocks=2, **options))
+    history = fit(method, blind, Plan("short", 5, 64, 1e-3, Schedule("cosine")), show=False)
+    return method, history
+
+def test_bodies_are_learnt_from_2d_alone(blind, test):
+    "Well below the flat answer, and the right way round; what is watched without any 3D agrees with the truth."
+    few = test.select(torch.arange(0, len(test), 4))
+    protocol = chen.scoring(synthetic.PROTOCOL, Config())[0]
+    method, history = trained(blind)
+    scores, flat = evaluate(method, few, protocol), evaluate(ConstantDepth(), few, protocol)
+    assert scores["pa_mpjpe"] < .8 * flat["pa_mpjpe"] and scores["depth_flip"] < 12, scores
+    assert history.rows[-1]["loss/flipped"] < .1 < method.diary.rows[0]["flipped"] and .5 < history.rows[-1]["loss/judge_accuracy"] < .7
+
+def test_consistency_alone_fails(blind, test):
+    "Its losses fall, and what is lifted is worse than flat."
+    few = test.select(torch.arange(0, len(test), 4))
+    protocol = chen.scoring(synthetic.PROTOCOL, Config())[0]
+    method, history = trained(blind, weights=(0., .001, 10., 1.), guide=0.)
+    assert history.rows[-1]["loss/consistency_2d"] < history.rows[0]["loss/consistency_2d"]
+    assert evaluate(method, few, protocol)["pa_mpjpe"] > evaluate(ConstantDepth(), few, protocol)["pa_mpjpe"]
+
 # ---------------------------------------------------------------- the public reproduction
 
 def test_the_reproduction_is_another_method(train, blind):

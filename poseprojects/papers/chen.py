@@ -489,7 +489,7 @@ def _rows(base: Config, prefix: str = "") -> dict[str, Config]:
     "The ablations of one size."
     three_d, two_d, motion = base.weights[1:]
     by_frame = dict(scale="mean-distance", rescale=True) # photographs have no common scale
-    rows = {"adversarial-only": dict(weights=(1., 0., 0., motion)), "self-consistency-only": dict(weights=(0., three_d, two_d, motion)), "3d-only": dict(weights=(1., three_d, 0., motion)), "2d-only": dict(weights=(1., 0., two_d, motion)),
+    rows = {"adversarial-only": dict(weights=(1., 0., 0., motion)), "self-consistency-only": dict(weights=(0., three_d, two_d, motion), guide=0.), "3d-only": dict(weights=(1., three_d, 0., motion)), "2d-only": dict(weights=(1., 0., two_d, motion)),
             "temporal": dict(temporal=True), "norm": dict(reduction="norm"), "equal-weights": dict(weights=(1., 1., 1., 1.)), "by-frame": by_frame, "mpii": dict(joints=15, **by_frame), "head-root": dict(scale="head-root"),
             "source": dict(source=True, **by_frame), "adapter": dict(source=True, adapter="first", **by_frame), "adapter-joint": dict(source=True, adapter="joint", **by_frame), "adapter+temporal": dict(source=True, adapter="first", temporal=True, **by_frame),
             "detach-projection": dict(detach="back-projection"), "detach-second": dict(detach="second lift"), "dropout": dict(dropout=0.25), "no-batch-norm": dict(batch_norm=False), "every-third": dict(judge_every=3), "cap": dict(cap=0.9),
