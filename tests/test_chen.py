@@ -315,6 +315,15 @@ def test_the_penalty_is_the_slope_at_real_poses():
     found.backward()
     assert float(found.detach()) == pytest.approx(float(slow), rel=1e-9) and bool(net[0].weight.grad.any())
 
+def test_the_weight_of_the_penalty_falls_in_equal_ratios(blind):
+    method = build(blind, small(penalty=2., penalty_end=.02))
+    assert [method.penalty(Clock(step, 4)) for step in (0, 2, 4)] == pytest.approx([2., .2, .02]) and build(blind, small(penalty=2.)).penalty(Clock(3, 4)) == 2.
+    steep = []
+    slope = method.steepness
+    method.steepness = lambda *arguments: steep.append(slope(*arguments)) or steep[-1]
+    losses = method.step(batch_of(blind, clock=Clock(2, 4)), in_use(method, method.optimizers(Plan("x", 1, 16, 1e-3))))
+    assert float(losses["judge_penalty"].detach()) == pytest.approx(.2 * float(steep[0].detach()), rel=1e-5)
+
 def test_views_of_a_sample_can_stay(blind):
     method, batch = build(blind, small(views="sample", roll=5.)), batch_of(blind)
     assert torch.equal(method.views([batch]), method.views([batch])) and not torch.equal(method.views([batch])[0], method.views([batch])[1])

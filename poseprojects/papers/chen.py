@@ -218,6 +218,7 @@ class Config:
     cap: float = 1.                    # accuracy above which the discriminator, and 1 minus it below which the lifter, makes no step; 1: off (u)
     judge_every: int = 1               # steps of the lifter for one of the discriminator; 3 in A (u)
     penalty: float = 0.                # weight of the gradient penalty; 10 in B (u)
+    penalty_end: float = 0.            # its weight at the end of the run, reached in equal ratios; 0: it stays (u)
     penalty_at: str = "real"           # "real": squared slope at real poses (Mescheder et al. 2018, R1); "between": slope held to one between real and fake (WGAN-GP), as in B (u)
     limit: float = 0.                  # largest coordinate of y, focal length one; 0.2 in A; 0: none (u)
     real: str = "other"                # the discriminator's real poses: "other" samples, or the "same" that are lifted (u)
@@ -432,9 +433,14 @@ class Chen(nn.Module):
         found = {f"{name}_accuracy": accuracy}
         if not turn: return found
         found[name] = judge_loss(*scores, config.adversary)
-        if config.penalty: found[f"{name}_penalty"] = config.penalty * self.steepness(judge, real, fake, parts)
+        if config.penalty: found[f"{name}_penalty"] = self.penalty(batch.clock) * self.steepness(judge, real, fake, parts)
         descend(sum(found[k] for k in (name, f"{name}_penalty") if k in found), optimizers[name])
         return found
+
+    def penalty(self, clock: Clock) -> float:
+        "Weight of the gradient penalty in this step."
+        first, last = self.config.penalty, self.config.penalty_end
+        return first * (last / first) ** (clock.step / clock.steps) if last else first
 
     def steepness(self, judge: nn.Module, real: Float[Tensor, "n i"], fake: Float[Tensor, "n i"], parts: list[Batch]) -> Float[Tensor, ""]:
         "The gradient penalty of a discriminator."
@@ -490,7 +496,7 @@ def _rows(base: Config, prefix: str = "") -> dict[str, Config]:
     three_d, two_d, motion = base.weights[1:]
     by_frame = dict(scale="mean-distance", rescale=True) # photographs have no common scale
     rows = {"adversarial-only": dict(weights=(1., 0., 0., motion)), "self-consistency-only": dict(weights=(0., three_d, two_d, motion), guide=0.), "3d-only": dict(weights=(1., three_d, 0., motion)), "2d-only": dict(weights=(1., 0., two_d, motion)),
-            "temporal": dict(temporal=True), "norm": dict(reduction="norm"), "equal-weights": dict(weights=(1., 1., 1., 1.)), "by-frame": by_frame, "mpii": dict(joints=15, **by_frame), "head-root": dict(scale="head-root"),
+            "temporal": dict(temporal=True), "norm": dict(reduction="norm"), "equal-weights": dict(weights=(1., 1., 1., 1.)), "by-frame": by_frame, "mpii": dict(joints=15, guide=1., guided=1., **by_frame), "head-root": dict(scale="head-root"),
             "source": dict(source=True, **by_frame), "adapter": dict(source=True, adapter="first", **by_frame), "adapter-joint": dict(source=True, adapter="joint", **by_frame), "adapter+temporal": dict(source=True, adapter="first", temporal=True, **by_frame),
             "detach-projection": dict(detach="back-projection"), "detach-second": dict(detach="second lift"), "dropout": dict(dropout=0.25), "no-batch-norm": dict(batch_norm=False), "every-third": dict(judge_every=3), "cap": dict(cap=0.9),
             "least-squares": dict(adversary="least-squares"), "slope": dict(penalty=2.), "no-slope": dict(penalty=0.), "guided": dict(guide=1.), "unguided": dict(guide=0.), "upright": dict(tilt=6.8, elevation=5., guide=0.), "wasserstein-penalty": dict(penalty=10., penalty_at="between"), "same-real": dict(real="same"), "fixed-views": dict(views="sample"), "limit": dict(limit=0.2), "roll": dict(roll=10.), "no-elevation": dict(elevation=0.), "start": dict(start=1.)}
@@ -500,7 +506,7 @@ VARIANTS = {"paper": Config(), "16-joints": Config(joints=16), "15-joints": Conf
             "short-run": _SHORT, "short-16-joints": replace(_SHORT, joints=16), "short-15-joints": replace(_SHORT, joints=15), **_rows(_SHORT, "short-")}
 PLANS = {"paper": Plan("paper", epochs=200, batch_size=512, learning_rate=2e-4, schedule=Schedule("epochs", gamma=0.95)), # as A trains its baseline (u)
          "release": Plan("release", epochs=100, batch_size=256, learning_rate=1e-3),
-         "quick": Plan("quick", epochs=12, batch_size=256, learning_rate=1e-3, schedule=Schedule("cosine"))}
+         "quick": Plan("quick", epochs=12, batch_size=256, learning_rate=5e-4, schedule=Schedule("cosine"))}
 DEFAULT_VARIANT = {"paper": "paper", "release": "paper", "quick": "short-run"} # plan -> variant, when none is named
 IN_TEST_EVERY = 40 # samples: inside a test
 
