@@ -506,7 +506,7 @@ VARIANTS = {"paper": Config(), "16-joints": Config(joints=16), "15-joints": Conf
             "short-run": _SHORT, "short-16-joints": replace(_SHORT, joints=16), "short-15-joints": replace(_SHORT, joints=15), **_rows(_SHORT, "short-")}
 PLANS = {"paper": Plan("paper", epochs=200, batch_size=512, learning_rate=2e-4, schedule=Schedule("epochs", gamma=0.95)), # as A trains its baseline (u)
          "release": Plan("release", epochs=100, batch_size=256, learning_rate=1e-3),
-         "quick": Plan("quick", epochs=12, batch_size=256, learning_rate=5e-4, schedule=Schedule("cosine"))}
+         "quick": Plan("quick", epochs=8, batch_size=256, learning_rate=5e-4, schedule=Schedule("cosine"))}
 DEFAULT_VARIANT = {"paper": "paper", "release": "paper", "quick": "short-run"} # plan -> variant, when none is named
 IN_TEST_EVERY = 40 # samples: inside a test
 
