@@ -127,8 +127,7 @@ def _variants() -> dict[str, Config]:
     basis = short["mlp-short"]
     parts = {"real": dict(augment=False), "no-feedback": dict(feedback=(0., 0.)), "no-3d": dict(adversarial=(1., 0.)), "no-2d": dict(adversarial=(0., 6.)), "no-ranges": dict(ranges=0.), "h36m-lengths": dict(templates="h36m")}
     rows = {f"mlp-short-{name}": replace(basis, **changes) for name, changes in parts.items()} | {f"{name}-short-real": replace(short[f"{name}-short"], augment=False) for name in LIFTERS}
-    switched = {f"mlp-short-{f.name}": replace(basis, switches=(f"{f.name}={getattr(RULES['release'], f.name)}",)) for f in fields(Rules)} # one rule of the release, under fidelity "paper"
-    switched["mlp-short-ranges-rule"] = switched.pop("mlp-short-ranges")
+    switched = {f"mlp-short+{f.name}": replace(basis, switches=(f"{f.name}={getattr(RULES['release'], f.name)}",)) for f in fields(Rules)} # one rule of the release, under fidelity "paper"
     return whole | short | rows | switched | {f"{name}-s1": replace(config, subjects=1) for name, config in whole.items()}
 
 VARIANTS = _variants()

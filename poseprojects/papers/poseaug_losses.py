@@ -69,9 +69,11 @@ def feedback_exponential(
     augmented: Float[Tensor, "b"], # loss of each augmented pose
     original: Float[Tensor, "b"],  # of the pose that it was made from
     beta: float,                   # how many times as hard it shall be
+    steepest: float = 2.,          # exponent from which on the curve goes on as its tangent (ours: it would soon overflow)
 ) -> Float[Tensor, ""]:
-    "|1 - exp(L(X') - beta L(X))|, zero where the augmented pose costs beta times as much (paper, eq. of sec. 3.3)."
-    return (1 - torch.exp(augmented - beta * original)).abs().mean()
+    "|1 - exp(L(X') - beta L(X))|, zero where the augmented pose costs beta times as much (paper, sec. 3.3)."
+    exponent = augmented - beta * original
+    return (1 - exponent.clamp_max(steepest).exp() * (1 + F.relu(exponent - steepest))).abs().mean()
 
 # %% ../../nbs/papers/poseaug_losses.ipynb #f38b65b9
 NEAREST = 0.3 # m, at which joints are held in front of the camera (ours)
