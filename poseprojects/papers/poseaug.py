@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RULES', 'LIFTERS', 'VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'IN_TEST_EVERY', 'Rules', 'named_values', 'rules_of',
            'Config', 'lifter_paper', 'lifter_config', 'variant_of', 'baseline', 'prepared', 'streams', 'scoring',
-           'Collapsed', 'PoseAug', 'in_16_joints', 'build']
+           'Collapsed', 'PoseAug', 'in_16_joints', 'build', 'augment', 'view_elevation', 'bone_angles',
+           'plot_augmented']
 
 # %% ../../nbs/papers/poseaug.ipynb #5cb082f6
 import ast, hashlib, importlib
@@ -327,8 +328,8 @@ class PoseAug(nn.Module):
             real, wanted = self.lifter.read(batch), self.lifter.wanted(batch)
             seen = torch.where(kept, self.seen(uv, batch), real)
             fake_wanted = torch.where(kept, self.wanted(made.pose_rt), wanted)
-        answer = self.lifter.network(torch.cat([real, seen]))
-        losses = {"real": self.lifter.loss(answer[:len(batch)], wanted), "augmented": self.lifter.loss(answer[len(batch):], fake_wanted)}
+        answer = self.lifter.network(torch.stack([real, seen], 1).flatten(0, 1)).unflatten(0, (-1, 2)) # in turns, so that processes which share a batch draw the same dropout
+        losses = {"real": self.lifter.loss(answer[:, 0], wanted), "augmented": self.lifter.loss(answer[:, 1], fake_wanted)}
         descend((losses["real"] + losses["augmented"]) / 2, optimizer)
         return losses | {"kept": kept.float().mean()}
 
@@ -431,3 +432,62 @@ def build(
         templates = mean_lengths(lifter.inwards(train.pose_3d[every]), train.subject[every])
     else: templates = TEMPLATES
     return PoseAug(lifter, config, rules_of(fidelity, config.switches), templates)
+
+# %% ../../nbs/papers/poseaug.ipynb #db43769c
+@torch.no_grad()
+def augment(
+    poses: PoseSet,          # with 3D
+    method: PoseAug,         # with a trained augmentor
+    seed: int = 0,           # of the noise; another seed gives another set
+    batch_size: int = 4096,  # samples at a time; changes nothing
+) -> PoseSet: # 16 joints; fewer samples: what leaves the picture is left out
+    """New poses before the same cameras, with their exact projections in pixels; names, frames and actions stay.
+
+    The augmentor runs on its running statistics, so a pose does not depend on its neighbours. Neighbouring frames get different noise: the set is for methods that see single frames.
+    Raises `InputError` for a set without 3D or without the joints that are needed."""
+    if poses.pose_3d is None: raise InputError(f"{poses.name} has no 3D poses to augment, expected a set with 3D")
+    inwards, device = joint_maps(poses.skeleton, 16)[0], next(method.augmentor.parameters()).device
+    noise, found = torch.randn(len(poses), 4, Augmentor.NOISE, generator=torch.Generator().manual_seed(seed)), []
+    with _mode(method.augmentor, False):
+        for rows in torch.arange(len(poses)).split(batch_size): found.append(method.augmentor(inwards(poses.pose_3d[rows]).to(device), noise[rows].to(device)).pose_rt.cpu())
+    pose_3d, cameras = torch.cat(found), poses.cameras[poses.camera_id.long()].to(torch.float32)
+    kept = kept_in_view(pose_3d, project_in_front(pose_3d, poseaug_intrinsics(cameras)))
+    confidence = poses.confidence[:, [poses.skeleton.joints.index(name) for name in H36M16.joints if name in poses.skeleton.joints]] if set(H36M16.joints) <= set(poses.skeleton.joints) else torch.ones(len(poses), 16)
+    return replace(poses, name=f"{poses.name} augmented", skeleton=H36M16, pose_2d=project(pose_3d, cameras), pose_3d=pose_3d, confidence=confidence, input_2d="gt", images=None, masks=None,
+                   settings={**poses.settings, "augmented": {"seed": seed, "lifter": method.config.lifter}}).select(kept)
+
+def view_elevation(
+    pose_3d: Float[Tensor, "n 16 3"], # m, camera frame, absolute
+) -> Float[Tensor, "n"]: # degrees
+    "How far above the body's waist the camera stands, seen along the body: 90 looks at the top of the head."
+    up, to_camera = (nn.functional.normalize(v, dim=-1) for v in (pose_3d[:, H36M16.index("thorax")] - pose_3d[:, 0], -pose_3d[:, 0]))
+    return torch.rad2deg((up * to_camera).sum(-1).clamp(-1, 1).asin())
+
+def bone_angles(
+    pose_3d: Float[Tensor, "n 16 3"], # m
+) -> Float[Tensor, "n 8"]: # degrees; 0: stretched
+    "By how much knees, elbows, hips and shoulders are bent: the angle between a bone and the one it hangs on."
+    unit, _ = directions(to_bones(pose_3d))
+    pairs = torch.tensor([(1, 2), (4, 5), (10, 11), (13, 14), (0, 1), (3, 4), (9, 10), (12, 13)], device=pose_3d.device)
+    return torch.rad2deg((unit[:, pairs[:, 0]] * unit[:, pairs[:, 1]]).sum(-1).clamp(-1, 1).acos())
+
+def plot_augmented(
+    before: PoseSet,  # of any skeleton with the 16 joints
+    after: PoseSet,   # of `augment`
+    method: PoseAug,  # whose judges are asked
+) -> "matplotlib.figure.Figure":
+    "Histograms of two sets: view elevation, bone angles, places in the picture and before the camera, scores of both judges (0: fake, 1: real)."
+    import matplotlib.pyplot as plt
+    inwards, device = joint_maps(before.skeleton, 16)[0], next(method.augmentor.parameters()).device
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.4), layout="constrained")
+    plt.close(figure)
+    for poses, map_, label, colour in ((before, inwards, "before", "#0072B2"), (after, lambda x: x, "after", "#D55E00")):
+        pose, camera = map_(poses.pose_3d), poses.cameras[poses.camera_id.long()].to(torch.float32)
+        with torch.no_grad(): scores = method.pose_judge(pose.to(device)).mean(1).cpu(), method.image_judge(project_in_front(pose, poseaug_intrinsics(camera)).to(device))[:, 0].cpu()
+        shown = {"view elevation in degrees": view_elevation(pose), "bend of joints in degrees": bone_angles(pose).flatten(), "distance of the pelvis in m": pose[:, 0, 2],
+                 "pelvis in the picture, x in its width": project(pose[:, :1], camera)[:, 0, 0] / camera.resolution[:, 0], "judge of 3D poses": scores[0], "judge of 2D poses": scores[1]}
+        for ax, (title, values) in zip(axes.flat, shown.items()):
+            ax.hist(values.clamp(float(values.quantile(0.005)), float(values.quantile(0.995))).numpy(), bins=40, density=True, histtype="stepfilled", alpha=0.45, color=colour, label=label)
+            ax.set(xlabel=title, yticks=[])
+    axes[0, 0].legend(frameon=False)
+    return figure
