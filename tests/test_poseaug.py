@@ -313,7 +313,7 @@ def test_who_learns_when(few):
         for step in range(4): method.step(batch_of(few.select(torch.arange(256)), epoch, step), optimizers)
         counts = tuple(len(optimizers[name].seen) for name in ("augmentor", "pose_judge", "lifter"))
         assert counts[:2] == expected[:2] and len(optimizers["image_judge"].seen) == expected[1]
-        assert (expected[2] - 2 if fidelity == "release" and epoch else expected[2]) <= counts[2] <= expected[2] # poses that left the picture make the augmented pass shorter
+        assert (expected[2] - 3 if fidelity == "release" and epoch else expected[2]) <= counts[2] <= expected[2] # poses that left the picture make the augmented pass shorter
 
 def test_gradients_go_where_they_should(few):
     method, optimizers = made(few), None
@@ -422,16 +422,16 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
 @pytest.mark.slow
 @pytest.mark.parametrize("fidelity", ["paper", "release"])
 def test_two_processes_are_one(few, fidelity):
-    "Losses of the first steps agree; pools, kept poses and dropout draw what one process draws."
+    "All losses agree: pools, kept poses and dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
     runs = []
     for device in ("cpu", Devices("cpu", processes=2)):
         method = made(few, fidelity)
-        runs.append(fit(method, streams(few, method.config), PLAN.changed(epochs=2), device=device, show=False))
-    assert len(runs[0].first_losses) == len(runs[1].first_losses) >= 8
+        runs.append(fit(method, streams(few, method.config), PLAN.changed(epochs=2, learning_rate=1e-7), device=device, show=False))
+    assert len(runs[0].first_losses) == len(runs[1].first_losses) == 10
     for k, (x, y) in enumerate(zip(*(r.first_losses for r in runs))):
         assert sorted(x) == sorted(y)
-        for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2, abs=2e-3), (k, name)
-        if k < 2: assert all(abs(x[n] - y[n]) < 1e-4 for n in x if not n.startswith("accuracy")), k
+        for name in x: assert x[name] == pytest.approx(y[name], rel=1e-2 if (fidelity, name) == ("release", "augmented") else 1e-3, abs=1e-4), (k, name) # two processes leave an odd last sample of the pass out
+    assert {"real", "augmented", "feedback"} <= set(runs[0].first_losses[-1])
 
 def test_a_collapse_is_said(few):
     method = made(few, warmup=0)
@@ -448,7 +448,7 @@ def test_the_control_is_the_lifter_alone(few):
 def test_a_trained_method_is_stored_and_read(few, tmp_path):
     method = made(few, switches=("feedback=band",))
     fit(method, streams(few, method.config), PLAN.changed(epochs=1), show=False)
-    read = load_lifter(save_lifter(tmp_path / "lifter.safetensors", "poseaug", method, few, "paper"))
+    read = load_lifter("poseaug", save_lifter(tmp_path / "lifter.safetensors", "poseaug", method, few, "paper"))
     batch = some(few)
     with torch.no_grad(): assert torch.allclose(read.method.predict(batch), method.eval().predict(batch), atol=1e-5)
 

@@ -13,7 +13,7 @@ import ast, hashlib, importlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from types import ModuleType
-from typing import Iterator, Mapping
+from typing import ClassVar, Iterator, Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -98,9 +98,9 @@ class Config:
     pool: int = 4096                                  # fakes that each judge is reminded of
     least_spread: float = 0.1                         # of directions and places, in those of the real poses; below it the augmentor has collapsed (ours)
     most_accurate: float = 0.999                      # accuracy of both judges over an epoch above which they have won (ours)
-    joints: int = field(default=16, init=False)       # what the lifters read and write
-    flip_test: bool = field(default=False, init=False)# as the release scores, except on MPI-INF-3DHP
     start: str = field(default="", metadata={"neutral": ""}) # digest of the weights that the lifter began with; set by `start_from`
+    joints: ClassVar[int] = 16                        # what the lifters read and write
+    flip_test: ClassVar[bool] = False                 # as the release scores, except on MPI-INF-3DHP
 
     def __post_init__(self):
         if self.lifter not in LIFTERS: raise InputError(f"PoseAug: lifter {self.lifter!r} is not known, expected one of {', '.join(LIFTERS)}")
