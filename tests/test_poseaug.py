@@ -293,6 +293,12 @@ def test_poses_take_the_lengths_of_people(train):
     assert float(near.amin(1).max()) < 1e-4 and len(near.argmin(1).unique()) == len(method.templates) == len(train.subject.unique())
     assert torch.equal(made(train, templates="h36m").templates, TEMPLATES)
 
+def test_a_short_run_begins_around_the_places_of_the_training_set(few):
+    method, pose = made(few, placed=True).eval(), few.pose_3d[:, [j for j in range(17) if j != 9]]
+    with torch.no_grad(): places = method.augmentor(pose, torch.randn(len(few), 4, 48)).place[:, 0]
+    assert torch.allclose(places.mean(0), few.pose_3d[:, 0].mean(0), atol=0.5) and float(places.std(0).max()) < 2.
+    assert float(made(few).augmentor.RTprocess.w2_T.bias.detach().abs().max()) < 0.1 # as released
+
 class Spy(torch.optim.Optimizer):
     "Remembers which parameters had a gradient when it stepped; changes nothing."
     def __init__(self, module): super().__init__(module.parameters(), {}); self.seen = []
@@ -430,7 +436,7 @@ def test_two_processes_are_one(few, fidelity):
     assert len(runs[0].first_losses) == len(runs[1].first_losses) == 10
     for k, (x, y) in enumerate(zip(*(r.first_losses for r in runs))):
         assert sorted(x) == sorted(y)
-        for name in x: assert x[name] == pytest.approx(y[name], rel=1e-2 if (fidelity, name) == ("release", "augmented") else 1e-3, abs=1e-4), (k, name) # two processes leave an odd last sample of the pass out
+        for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if fidelity == "release" and name in ("augmented", "real") else 1e-3, abs=1e-4), (k, name) # of a pass two processes leave an odd last sample out, and dropout draws on from there
     assert {"real", "augmented", "feedback"} <= set(runs[0].first_losses[-1])
 
 def test_a_collapse_is_said(few):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'LIFTERS', 'VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'IN_TEST_EVERY', 'Rules', 'named_values', 'rules_of',
            'Config', 'lifter_paper', 'lifter_config', 'variant_of', 'baseline', 'prepared', 'streams', 'scoring',
-           'Collapsed', 'PoseAug', 'in_16_joints', 'build', 'augment', 'view_elevation', 'bone_angles',
+           'Collapsed', 'PoseAug', 'in_16_joints', 'build', 'begin_at', 'augment', 'view_elevation', 'bone_angles',
            'plot_augmented']
 
 # %% ../../nbs/papers/poseaug.ipynb #5cb082f6
@@ -83,6 +83,7 @@ class Config:
     lifter_rate: float = 1.                           # its learning rate in those of the plan
     switches: tuple[str, ...] = ()                    # rules that differ from the fidelity's, as "name=value"
     templates: str = "h36m"                           # bone lengths that are exchanged: "h36m", of five people (release), or "own", of the training people
+    placed: bool = False                              # augmented bodies begin around the mean place of the training set, not near the camera (ours, for short runs)
     subjects: int = 0                                 # only so many people of the training set; 0: all
     augment: bool = True                              # False: the lifter goes on with real poses alone, for comparison
     warmup: int = 2                                   # epochs before the lifter learns and is listened to; never all
@@ -124,7 +125,7 @@ def lifter_config(config: Config): # a `LifterConfig`
 def _variants() -> dict[str, Config]:
     "Four lifters as released, and in units that suit a short run; then what single parts and rules change."
     whole = {name: Config(lifter=name, lifter_rate=10. if name == "semgcn" else 1., lifter_options=("dropout=0.",) if name == "stgcn" else ()) for name in LIFTERS}
-    short = {f"{name}-short": replace(config, lifter_options=(*config.lifter_options, "units=standard"), templates="own", warmup=1, lifter_rate=1.) for name, config in whole.items()}
+    short = {f"{name}-short": replace(config, lifter_options=(*config.lifter_options, "units=standard"), templates="own", placed=True, warmup=1, lifter_rate=1.) for name, config in whole.items()}
     basis = short["mlp-short"]
     parts = {"real": dict(augment=False), "no-feedback": dict(feedback=(0., 0.)), "no-3d": dict(adversarial=(1., 0.)), "no-2d": dict(adversarial=(0., 6.)), "no-ranges": dict(ranges=0.), "h36m-lengths": dict(templates="h36m")}
     rows = {f"mlp-short-{name}": replace(basis, **changes) for name, changes in parts.items()} | {f"{name}-short-real": replace(short[f"{name}-short"], augment=False) for name in LIFTERS}
@@ -431,7 +432,19 @@ def build(
         every = torch.arange(0, len(train), max(1, len(train) // 200_000))
         templates = mean_lengths(lifter.inwards(train.pose_3d[every]), train.subject[every])
     else: templates = TEMPLATES
-    return PoseAug(lifter, config, rules_of(fidelity, config.switches), templates)
+    method = PoseAug(lifter, config, rules_of(fidelity, config.switches), templates)
+    if config.placed: begin_at(method.augmentor, train.pose_3d[:, train.skeleton.root].mean(0))
+    return method
+
+@torch.no_grad()
+def begin_at(
+    augmentor: Augmentor,     # changed in place
+    place: Float[Tensor, "3"],# m, camera frame
+) -> None:
+    "Untrained, the augmentor puts bodies around this place; as released, within a few metres of the camera, half of them partly behind it."
+    last = augmentor.RTprocess.w2_T
+    last.weight.mul_(0.1)
+    last.bias.copy_(torch.stack([place[0], place[1], place[2].clamp_min(0.).sqrt()]))
 
 # %% ../../nbs/papers/poseaug.ipynb #db43769c
 @torch.no_grad()
