@@ -296,7 +296,7 @@ def test_poses_take_the_lengths_of_people(train):
 def test_a_short_run_begins_around_the_places_of_the_training_set(few):
     method, pose = made(few, placed=True).eval(), few.pose_3d[:, [j for j in range(17) if j != 9]]
     with torch.no_grad(): places = method.augmentor(pose, torch.randn(len(few), 4, 48)).place[:, 0]
-    assert torch.allclose(places.mean(0), few.pose_3d[:, 0].mean(0), atol=0.5) and float(places.std(0).max()) < 2.
+    assert torch.allclose(places.mean(0), few.pose_3d[:, 0].mean(0), atol=1.) and float(places.std(0).max()) < 2.
     assert float(made(few).augmentor.RTprocess.w2_T.bias.detach().abs().max()) < 0.1 # as released
 
 class Spy(torch.optim.Optimizer):
@@ -428,15 +428,15 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
 @pytest.mark.slow
 @pytest.mark.parametrize("fidelity", ["paper", "release"])
 def test_two_processes_are_one(few, fidelity):
-    "All losses agree: pools, kept poses and dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
+    "All losses agree: pools, kept poses and (in the paper's order) dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
     runs = []
     for device in ("cpu", Devices("cpu", processes=2)):
-        method = made(few, fidelity)
+        method = made(few, fidelity, lifter_options=("width=32", "units=standard", *(("dropout=0.",) if fidelity == "release" else ())))
         runs.append(fit(method, streams(few, method.config), PLAN.changed(epochs=2, learning_rate=1e-7), device=device, show=False))
     assert len(runs[0].first_losses) == len(runs[1].first_losses) == 10
     for k, (x, y) in enumerate(zip(*(r.first_losses for r in runs))):
         assert sorted(x) == sorted(y)
-        for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if fidelity == "release" and name in ("augmented", "real") else 1e-3, abs=1e-4), (k, name) # of a pass two processes leave an odd last sample out, and dropout draws on from there
+        for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if (fidelity, name) == ("release", "augmented") else 1e-4, abs=1e-5), (k, name) # two processes leave an odd last sample of the pass out
     assert {"real", "augmented", "feedback"} <= set(runs[0].first_losses[-1])
 
 def test_a_collapse_is_said(few):
