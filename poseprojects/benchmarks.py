@@ -41,7 +41,7 @@ def plain_loop(
     workers: int = 0,       # processes of the DataLoader
 ) -> Iterator[None]: # makes one step each time it is asked
     "A plain training loop around the method's own step."
-    optimizers = {name: torch.optim.Adam([p for group in s.optimizer.param_groups for p in group["params"]], 1e-3) for name, s in method.optimizers(Plan("plain", 1, size, 1e-3)).items()}
+    optimizers = {name: torch.optim.Adam([p for group in s.optimizer.param_groups for p in group["params"]], 1e-3, fused=s.optimizer.defaults.get("fused")) for name, s in method.optimizers(Plan("plain", 1, size, 1e-3)).items()}
     loader = torch.utils.data.DataLoader(Samples(train), batch_size=size, shuffle=True, drop_last=True, num_workers=workers)
     for sample in itertools.chain.from_iterable(itertools.repeat(loader)):
         batch = Batch(train, torch.zeros(size, dtype=torch.long), Clock())
