@@ -440,6 +440,12 @@ def test_sources_are_checked(blind, foreign):
     assert "one set of 2D poses in more_2d" in refused(streams, blind, small(source=True))
     assert "learns from one source" in refused(streams, blind, small(), {"mpii": foreign})
 
+def test_photographs_have_no_common_scale(foreign, train):
+    "People at all distances are refused by the default, which divides by one number, and taken by a scale by frame."
+    near = replace(foreign, pose_2d=foreign.pose_2d * (0.2 + torch.arange(len(foreign)) % 5)[:, None, None])
+    assert "such as mpii or short-mpii" in refused(build, near, small())
+    build(near, small(joints=15, scale="mean-distance")), build(replace(near, cameras=train.cameras, camera_id=near.camera_id * 0), small())
+
 def test_photographs_can_be_learnt_from(foreign, test):
     "No 3D, no cameras, no sequences; then people of another set are lifted."
     method = build(foreign, small(joints=15, scale="mean-distance", rescale=True))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..camera import intrinsic_normalize
 from ..data.base import PoseSet
+from ..data.sources import is_unknown
 from .adversarial import KINDS, fool_loss, frozen, gradient_penalty, judge_loss, judged, skip_unless
 from .blocks import FastDropout, descend
 from .monocular2d import SCALES, Diary, Reading, baselines, facing, head_root, scoring as scoring_of_2d
@@ -53,10 +54,14 @@ class Rays(nn.Module):
 
     @classmethod
     def from_data(cls, train: PoseSet, joints: int = 17, scale: str = "head-root-mean", distance: float = 10.) -> "Rays":
-        "With the constants of a training set. Raises `InputError` for joints that are missing."
+        "With the constants of a training set. Raises `InputError` for joints that are missing, and for one scale where photographs have none."
         made = cls(train.skeleton, joints, scale, distance)
         rays = made.reading.inwards(rays_of(Batch(train, torch.arange(len(train), device=train.pose_2d.device)))).double()
-        if scale == "head-root-mean": made.reading.length.copy_(head_root(rays, made.body).mean())
+        if scale == "head-root-mean":
+            lengths = head_root(rays, made.body)
+            if len(lengths) > 1 and is_unknown(train.cameras) and (spread := float(lengths.std() / lengths.mean())) > 0.3:
+                raise InputError(f"{train.name}: photographs of people at all distances, their sizes deviate by {spread:.0%} of the mean, expected a variant that measures each of them, such as mpii or short-mpii")
+            made.reading.length.copy_(lengths.mean())
         elif scale == "mean-distance": made.gain.copy_(1 / (head_root(rays, made.body) / mean_distance(rays, made.body.root).clamp_min(1e-9)).mean())
         return made
 
