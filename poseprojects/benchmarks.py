@@ -41,7 +41,7 @@ def plain_loop(
     workers: int = 0,       # processes of the DataLoader
 ) -> Iterator[None]: # makes one step each time it is asked
     "A plain training loop around the method's own step."
-    optimizers = {name: torch.optim.Adam([p for group in s.optimizer.param_groups for p in group["params"]], 1e-3) for name, s in method.optimizers(Plan("plain", 1, size, 1e-3)).items()}
+    optimizers = {name: torch.optim.Adam([p for group in s.optimizer.param_groups for p in group["params"]], 1e-3, fused=s.optimizer.defaults.get("fused")) for name, s in method.optimizers(Plan("plain", 1, size, 1e-3)).items()}
     loader = torch.utils.data.DataLoader(Samples(train), batch_size=size, shuffle=True, drop_last=True, num_workers=workers)
     for sample in itertools.chain.from_iterable(itertools.repeat(loader)):
         batch = Batch(train, torch.zeros(size, dtype=torch.long), Clock())
@@ -137,7 +137,7 @@ def benchmark(
 ) -> dict: # one row of the table
     "Steps per second of trainer, plain loops and bare step of a paper's main variant, taken in turns."
     module = import_module(f"poseprojects.papers.{paper}")
-    variant = "poseaug" if "poseaug" in module.VARIANTS else "paper" # of VideoPose3D and ST-GCN the networks for single frames
+    variant = "poseaug" if "poseaug" in module.VARIANTS else module.DEFAULT_VARIANT["paper"] # of VideoPose3D and ST-GCN the networks for single frames
     config, few = module.VARIANTS[variant], train.select(torch.arange(min(len(train), max(20_000, (steps + 1) * size))))
     def fresh(formulation: str | None = None) -> nn.Module:
         seed_everything(0)
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "The page as a command, for machines without notebook packages."
     from argparse import ArgumentParser
     parser = ArgumentParser(description="Measures training speed and writes results/benchmarks-<device>.json.")
-    parser.add_argument("--gpus", type=int, default=0); parser.add_argument("--threads", type=int); parser.add_argument("--methods", default="martinez,lcn,mlp,semgcn,stgcn,videopose")
+    parser.add_argument("--gpus", type=int, default=0); parser.add_argument("--threads", type=int); parser.add_argument("--methods", default="martinez,lcn,mlp,semgcn,stgcn,videopose,kudo,chen,poseaug")
     parser.add_argument("--batch-sizes", default="64,200,1024"); parser.add_argument("--steps", type=int, default=10); parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--samples", type=int, default=200_000)
     given = parser.parse_args(arguments)

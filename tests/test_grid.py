@@ -278,6 +278,15 @@ def test_held_out_subjects_need_a_record_of_the_best_epoch(place):
     assert Shelf().find(run).selection == "last"
 
 
+def test_a_set_without_3d_is_known_by_where_it_was_scored(place):
+    run = expand(table(place, "[[runs]]\ndataset = 'mpii'\nalso_test = ['cmu', 'hdm05']")).runs[0]
+    write(record(run, test_data="hdm05"))
+    assert Shelf().find(run) is None
+    write(record(run, test_data="cmu"))
+    assert Shelf().find(run).test_data == "cmu"
+    with pytest.raises(InputError, match="mpii has no 3D poses, so nothing could be scored; name other data sets in also_test"): expand(table(place, "[[runs]]\ndataset = 'mpii'"))
+
+
 def test_needs_data(place):
     path = table(place, "[[runs]]\n[[runs]]\ndataset = ['cmu', 'hdm05']\nalso_test = 'hdm05'")
     outcomes, lines = quiet(path, Fake(place / "log"))

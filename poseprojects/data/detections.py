@@ -34,7 +34,7 @@ ABOUT = About(
     licence="That of your video; the detections are yours.", url="https://github.com/CMU-Perceptual-Computing-Lab/openpose",
     size="about 1 KB for each person and frame; the set a fifth of that",
     files=("openpose: <video>/<video>_000000000000_keypoints.json ...", "coco, alphapose, mmpose, kinetics: <video>.json", "video.json: image_size and frame_rate"),
-    needs=("scipy",), inputs=("detected",), owned=False, verified="COCO, AlphaPose, MMPose and Kinetics layouts were written from their public descriptions and read on files made here; OpenPose's BODY_25B was read on real files")
+    needs=("scipy",), inputs=("detected",), poses_3d=False, owned=False, verified="COCO, AlphaPose, MMPose and Kinetics layouts were written from their public descriptions and read on files made here; OpenPose's BODY_25B was read on real files")
 PROTOCOL = Protocol("detections", "h36m17", action_mean=False, note="2D only: there is no truth to score against")
 SPLITS = ("all",)
 RECIPE = 1 # raised when the same files would give another set

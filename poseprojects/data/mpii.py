@@ -29,7 +29,7 @@ from ..storage import InputError, shared_data
 ABOUT = About(
     title="MPII Human Pose", gives="2D joints of people in photographs, labelled by hand; no 3D, no cameras",
     licence="Simplified BSD for the annotations, for research; the images may not be used commercially.", url="http://human-pose.mpi-inf.mpg.de",
-    size="2.7 MB as an array; the set 6 MB", files=("mpii_human_pose_v1_u12_1.mat", "mpii_poses.npy"), needs=(),
+    size="2.7 MB as an array; the set 6 MB", files=("mpii_human_pose_v1_u12_1.mat", "mpii_poses.npy"), needs=(), poses_3d=False,
     verified="the array was read; the .mat was written from its description and read on files made here; Kudo's permutation is known by its seed and share only")
 PROTOCOL = Protocol("mpii", "h36m17", action_mean=False, note="2D only: there is no truth to score against")
 SPLITS = ("train", "test") # `load` knows "all" as well

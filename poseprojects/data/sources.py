@@ -31,6 +31,7 @@ class About:
     files: tuple[str, ...]           # layouts that `load` reads, file names first
     needs: tuple[str, ...] = ()      # packages beyond the small ones, such as "h5py"
     inputs: tuple[str, ...] = ("gt",)# 2D inputs that come with the files; every detector model of `data.detectors` can be had besides
+    poses_3d: bool = True            # False: 2D poses only, to learn from; a method is scored on other sets
     owned: bool = True               # False: a format without an owner, so that a conversion says nothing about anybody else's files
     verified: str = ""               # what of the layout could not be checked on the owner's files; "" when real files were read
 

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
+from ..data.base import source
 from .executors import Executor, LocalExecutor, Task
 from .records import WHERE, Record, plain, portable_path, read
 from ..storage import InputError, atomic_write, project_root, results_dir, runs_dir
@@ -59,6 +60,11 @@ def default_variant(
     "The variant of a run: the one that is given, else that of its plan."
     return values.get("variant") or getattr(_paper(method), "DEFAULT_VARIANT", {}).get(values.get("plan"))
 
+def _has_3d(dataset: str) -> bool:
+    "Whether a method can be scored on a data set; of one that is not known the notebook will complain."
+    try: return source(dataset).ABOUT.poses_3d
+    except InputError: return True
+
 @dataclass(frozen=True)
 class Run:
     "One run of a grid: a notebook and its parameters."
@@ -78,6 +84,12 @@ class Run:
     @property
     def values(self) -> dict[str, Any]: # what decides the numbers
         return {name: plain(value, name) for name, value in {**self.defaults, **self.given}.items() if name not in WHERE}
+
+    @property
+    def home(self) -> str | None: # None for a notebook that names no data set
+        "The data set whose record says that the run is complete: its own or, where that has no 3D, the first of the others."
+        dataset = self.values.get("dataset")
+        return dataset if dataset is None or _has_3d(dataset) else next(iter(self.also_test), dataset)
 
     @property
     def label(self) -> str: # such as "lcn cmu gt quick s1"
@@ -177,6 +189,7 @@ def _runs(where: str, entry: Mapping, folder: Path) -> Iterator[Run]:
             given = {**dict(zip(lists, values)), **({"seed": values[-1]} if values[-1] is not None else {})}
             if extra["gpus"] is not None and "gpus" in defaults: given["gpus"] = extra["gpus"]
             dataset = {**defaults, **given}.get("dataset")
+            if dataset is not None and not _has_3d(dataset) and not also: raise InputError(f"{where}: {dataset} has no 3D poses, so nothing could be scored; name other data sets in also_test")
             yield Run(notebook, given, defaults, tuple(name for name in also if name != dataset), **extra) # its own test set is scored anyway
 
 def expand(
@@ -242,7 +255,7 @@ class Shelf:
     def find(self, run: Run, also_test: Sequence[str] | None = None) -> Record | None: # of the data set itself
         "The record of a run, the newest of several; None when one of those that it shall have is not there."
         fitting = sorted((r for r in self.records() if not disagreement(r, run)), key=lambda r: r.created)
-        own = [r for r in fitting if r.test_data == run.values.get("dataset", r.train_data)]
+        own = [r for r in fitting if r.test_data == (run.home or r.train_data)]
         last = [r for r in own if r.selection == "last"] or own
         last = [r for r in last if r.protocol == r.test_data] or last # the headline, where a method is scored in several ways
         across = {r.test_data for r in fitting} >= set(run.also_test if also_test is None else also_test)

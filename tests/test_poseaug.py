@@ -1,0 +1,489 @@
+"PoseAug: equal to the originals, the equivalences of its specification, losses against slow ones, and runs that can be killed."
+import copy
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import parity
+from conftest import refused, some
+from poseprojects.camera import poseaug_intrinsics, poseaug_project, screen_normalize
+from poseprojects.data import synthetic
+from poseprojects.data.base import open_set
+from poseprojects.papers import poseaug
+from poseprojects.papers.adversarial import fool_loss
+from poseprojects.papers.poseaug import RULES, VARIANTS, Collapsed, Config, augment, build, lifter_config, lifter_paper, rules_of, scoring, streams
+from poseprojects.papers.poseaug_losses import (FAR, MIDDLE, NEAR, NEAREST, band_loss, feedback_exponential, feedback_ratio, group_errors, kept_by_release, kept_in_view, project_in_front,
+                                                range_loss, rectified_loss)
+from poseprojects.papers.poseaug_networks import (BONES, GROUPS, LOCKED, PARTS, TEMPLATES, TORSO, Augmentor, ImageJudge, PoseJudge, directions, mean_lengths, rotation_of, to_bones, to_joints,
+                                                  with_lengths)
+from poseprojects.protocol import CMU, CMU16, H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_H36M
+from poseprojects.skeleton import H36M16, H36M17
+from poseprojects.train.checkpoints import load_checkpoint, seed_everything
+from poseprojects.train.devices import Devices
+from poseprojects.train.engine import Batch, Plan, fit
+from poseprojects.train.evaluation import evaluate
+from poseprojects.train.schedules import Clock, Schedule
+from poseprojects.zoo import load as load_lifter, save as save_lifter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def bodies(n=64, seed=0):
+    "Poses in metres in front of a camera; no bodies of people."
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 16, 3, generator=generator) * 0.3 + torch.tensor([0.2, -0.1, 4.])
+
+# ---------------------------------------------------------------- equal to the originals
+
+NETWORKS = {"poseaug_generator": Augmentor, "poseaug_disc3d": PoseJudge, "poseaug_disc2d": ImageJudge}
+OUTPUTS = {"poseaug_generator": ("pose_ba", "ba_diff", "pose_bl", "blr", "pose_rt", "r", "t"), "poseaug_disc3d": ("score",), "poseaug_disc2d": ("score",)}
+IN_LOSS = {"poseaug_generator": ("pose_ba", "ba_diff", "pose_bl", "blr", "pose_rt")}
+
+
+def answers(name, network, numbers, prefix):
+    "The outputs of a network by their names in the fixture."
+    given = lambda key: torch.from_numpy(numbers[f"{prefix}in_{key}"])
+    if name == "poseaug_generator": found = network(given("pose"), torch.stack([given(f"noise_{part}") for part in ("ba", "bl", "r", "t")], 1))
+    else: found = (network(given("x" if name == "poseaug_disc2d" else "pose")),)
+    return dict(zip(OUTPUTS[name], found))
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", NETWORKS)
+def test_keys_and_answers_are_those_of_the_original(name):
+    network, numbers, limit = NETWORKS[name](), parity.fixture(name), parity.limits(name)
+    parity.check_keys(name, network)
+    parity.fill(network, numbers).eval()
+    with torch.no_grad():
+        for key, value in answers(name, network, numbers, "").items(): parity.assert_near(value, numbers[f"out_{key}"], limit[f"out_{key}"], f"{name} {key}")
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_training_pass_is_that_of_the_original(name):
+    network, numbers, limit = NETWORKS[name](), parity.fixture(name), parity.limits(name)
+    parity.fill(network, numbers).train()
+    found, loss = answers(name, network, numbers, "train_"), 0.
+    for key, value in found.items():
+        parity.assert_near(value.detach(), numbers[f"train_out_{key}"], limit[f"train_out_{key}"], f"{name} {key}")
+        if key in IN_LOSS.get(name, found):
+            wanted = torch.from_numpy((0.5 * parity.hashed(f"target:{key}", value.numel(), int(numbers["meta_salt"]))).astype(np.float32)).view(value.shape)
+            loss = loss + (value - wanted).square().mean()
+    loss.backward()
+    parity.assert_near(float(loss.detach()), float(numbers["train_loss"]), limit["train_loss"], f"{name} loss")
+    norms = {key: float("nan") if p.grad is None else float(p.grad.double().norm()) for key, p in network.named_parameters()}
+    assert sorted(norms) == [str(n) for n in numbers["train_grad_names"]]
+    found = np.array([norms[str(n)] for n in numbers["train_grad_names"]])
+    assert (np.isnan(found) == np.isnan(numbers["train_grad_norms"])).all()
+    parity.assert_near(np.nan_to_num(found), np.nan_to_num(numbers["train_grad_norms"]), limit["train_grad_norms"], f"{name} gradients")
+    if "train_buffer_names" not in numbers or not len(numbers["train_buffer_names"]): return
+    buffers = dict(network.named_buffers())
+    parity.assert_near([float(buffers[str(n)].double().norm()) for n in numbers["train_buffer_names"]], numbers["train_buffer_norms"], limit["train_buffer_norms"], f"{name} buffers")
+
+@pytest.mark.data
+def test_parity_would_notice_exchanged_parts():
+    "The first two parts of the judge with their bones exchanged: same shapes, other answers."
+    network, numbers = PoseJudge(), parity.fixture("poseaug_disc3d")
+    parity.fill(network, numbers).eval()
+    network.products = network.products[[1, 0, 2, 3, 4]]
+    with pytest.raises(AssertionError): parity.assert_near(network(torch.from_numpy(numbers["in_pose"])).detach(), numbers["out_score"], parity.limits("poseaug_disc3d")["out_score"])
+
+@pytest.mark.data
+def test_rotations_and_projection_are_those_of_the_original():
+    numbers = parity.fixture("poseaug_axisangle")
+    parity.assert_near(rotation_of(torch.from_numpy(numbers["in_r"])), numbers["out_R"], parity.limits("poseaug_axisangle")["out_R"])
+    numbers = parity.fixture("poseaug_projection")
+    parity.assert_near(poseaug_project(torch.from_numpy(numbers["in_X"]), torch.from_numpy(numbers["in_K"])), numbers["out_uv"], parity.limits("poseaug_projection")["out_uv"])
+
+@pytest.mark.data
+def test_bands_are_those_of_the_original():
+    numbers, limit = parity.fixture("metrics_poseaug"), parity.limits("metrics_poseaug")
+    found, wanted = (torch.from_numpy(numbers[f"in_{name}"]) for name in ("pred", "gt"))
+    parity.assert_near(band_loss(10 * found.abs(), 3., 2.)[None], numbers["out_band_loss_target3_tol2"], limit["out_band_loss_target3_tol2"])
+    parity.assert_near(band_loss(found - wanted, 0., 0.1)[None], numbers["out_dead_zone_loss_0p1"], limit["out_dead_zone_loss_0p1"])
+
+@pytest.mark.parametrize("make, count", [(Augmentor, 1_181_500), (PoseJudge, 1_076_205), (ImageJudge, 43_801), (lambda: Augmentor().BAprocess, 302_125), (lambda: Augmentor().BLprocess, 296_713), (lambda: Augmentor().RTprocess, 582_662)])
+def test_parameter_counts(make, count): assert sum(p.numel() for p in make().parameters()) == count
+
+# ---------------------------------------------------------------- bones
+
+def test_bones_and_joints_say_the_same():
+    pose = bodies()
+    assert torch.allclose(to_joints(to_bones(pose)), pose - pose[:, :1], atol=1e-6)
+    assert [(p, c) for c, p in BONES] == [(0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (5, 6), (0, 7), (7, 8), (8, 9), (8, 10), (10, 11), (11, 12), (8, 13), (13, 14), (14, 15)]
+    for k, (child, parent) in enumerate(BONES): assert torch.equal(to_bones(pose)[:, k], pose[:, parent] - pose[:, child])
+
+def test_left_and_right_share_a_group():
+    for left, right in H36M16.symmetric_bones: assert GROUPS[left] == GROUPS[right]
+    assert GROUPS == (0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8) and TEMPLATES.sum(1).tolist() == pytest.approx([4.096, 3.937, 4.313, 4.021, 4.206], abs=6e-4)
+
+def test_exchanged_lengths_keep_directions_and_root():
+    pose, lengths = bodies(5), TEMPLATES
+    other = with_lengths(pose, lengths)
+    assert torch.equal(other[:, 0], pose[:, 0]) and torch.allclose(directions(to_bones(other))[0], directions(to_bones(pose))[0], atol=1e-5)
+    assert torch.allclose(to_bones(other).norm(dim=-1), lengths, atol=1e-6) and torch.allclose(with_lengths(other, lengths), other, atol=1e-6)
+    assert torch.allclose(with_lengths(with_lengths(pose, lengths.flip(0)), lengths), other, atol=1e-5) # nothing adds up over the epochs
+
+def test_rotations_turn_about_their_axis():
+    axis = torch.nn.functional.normalize(torch.randn(20, 3), dim=1)
+    for angle in (0., 1e-4, 9e-4, 1.1e-3, 0.5, 3.1, 5.4):
+        R = rotation_of(axis * angle)
+        assert torch.allclose(R @ axis[..., None], axis[..., None], atol=1e-5) and torch.allclose(R @ R.mT, torch.eye(3).expand(20, 3, 3), atol=2e-5)
+        assert torch.allclose(R.diagonal(dim1=1, dim2=2).sum(1), torch.full((20,), 1 + 2 * math.cos(angle)), atol=1e-5)
+    still = torch.zeros(1, 3, requires_grad=True)
+    rotation_of(still)[0, 2, 1].backward()
+    assert torch.allclose(still.grad, torch.tensor([[1., 0., 0.]]))
+
+# ---------------------------------------------------------------- the augmentor
+
+@pytest.mark.parametrize("released", [True, False])
+def test_what_the_augmentor_leaves_alone(released):
+    torch.manual_seed(0)
+    network, pose = Augmentor(released, released), bodies()
+    made = network(pose, 3 * torch.randn(64, 4, 48))
+    length = lambda p: to_bones(p).norm(dim=-1)
+    assert torch.allclose(length(made.pose_ba), length(pose), atol=1e-5) and torch.equal(made.pose_ba[:, 0], pose[:, 0]) and torch.equal(made.pose_bl[:, 0], pose[:, 0])
+    assert torch.allclose(directions(to_bones(made.pose_bl))[0], directions(to_bones(made.pose_ba))[0], atol=1e-4)
+    grown = length(made.pose_bl) / length(made.pose_ba) - 1
+    for left, right in H36M16.symmetric_bones: assert torch.allclose(grown[:, left], grown[:, right], atol=1e-5)
+    assert float(made.ratio.detach().abs().max()) < 0.2 and torch.equal(made.pose_rt[:, :1], made.place) and bool((made.place[..., 2] >= 0).all())
+    assert torch.allclose(torch.cdist(made.pose_rt, made.pose_rt), torch.cdist(made.pose_bl, made.pose_bl), atol=1e-3) # rigid
+    unit_before, unit_after = (directions(to_bones(p))[0] for p in (pose, made.pose_ba))
+    assert torch.allclose(made.turned, 1 - (unit_before * unit_after).sum(-1), atol=1e-5)
+    fixed = (made.turned == 0).all(0).nonzero().flatten().tolist()
+    assert fixed == (list(TORSO) if released else []) and bool((made.ratio[:, LOCKED] == 0).all()) == released
+
+def test_each_network_of_the_augmentor_has_noise_of_its_own():
+    network, pose, noise = Augmentor().eval(), bodies(8), torch.randn(8, 4, 48)
+    with torch.no_grad():
+        before = network(pose, noise)
+        for k, changed in enumerate(({"turned"}, {"ratio"}, {"rotation"}, {"place"})):
+            other = noise.clone(); other[:, k] += 1
+            after = network(pose, other)
+            assert {name for name in ("turned", "ratio", "rotation", "place") if not torch.allclose(getattr(before, name), getattr(after, name), atol=1e-5)} == changed
+
+def test_the_augmentor_is_conditioned_on_the_pose_and_not_on_its_place():
+    network, pose, noise = Augmentor().eval(), bodies(8), torch.randn(8, 4, 48)
+    with torch.no_grad(): here, there = network(pose, noise), network(pose + torch.tensor([1., 2., 3.]), noise)
+    assert torch.allclose(here.pose_rt, there.pose_rt, atol=1e-4) and torch.allclose(here.pose_bl + torch.tensor([1., 2., 3.]), there.pose_bl, atol=1e-5)
+
+# ---------------------------------------------------------------- the judges
+
+def test_the_judge_of_poses_sees_angles_alone():
+    torch.manual_seed(0)
+    judge, pose = PoseJudge(), bodies(5)
+    turned = 2. * pose @ rotation_of(torch.randn(1, 3)).mT + torch.tensor([1., -2., 5.])
+    for other in (turned, with_lengths(pose, TEMPLATES)): assert torch.allclose(judge(other), judge(pose), atol=1e-4)
+    assert not torch.allclose(judge(bodies(5, seed=1)), judge(pose), atol=1e-2)
+
+def test_each_part_of_the_judge_hears_its_own_bones():
+    judge, bones = PoseJudge(), to_bones(bodies(4))
+    for k in range(len(BONES)):
+        other = bones.clone(); other[:, k] = torch.randn(4, 3)
+        moved = ((judge(to_joints(other)) - judge(to_joints(bones))).abs().amax(0) > 1e-5).tolist()
+        assert moved == [k in part for part in PARTS]
+
+def test_the_judge_equals_a_slow_one():
+    "Masked bones, all 225 products, part by part."
+    judge, pose = PoseJudge(), bodies(6)
+    unit = directions(to_bones(pose))[0]
+    for k, part in enumerate(PARTS):
+        masked = torch.zeros_like(unit); masked[:, list(part)] = unit[:, list(part)]
+        net, act = getattr(judge, f"kcs_path_{k + 1}"), torch.nn.functional.leaky_relu
+        first = act(net.kcs_layer_1((masked @ masked.mT).flatten(1)))
+        wanted = net.layer_pred(act(net.layer_last(net.kcs_layer_3(act(net.kcs_layer_2(first))) + first)))[:, 0]
+        assert torch.allclose(judge(pose)[:, k], wanted, atol=1e-4)
+
+# ---------------------------------------------------------------- losses
+
+def test_bands_jump_at_their_edges():
+    assert float(band_loss(torch.tensor([4.99]), 3., 2.)) == 0. and float(band_loss(torch.tensor([5.01]), 3., 2.)) == pytest.approx(2.01 ** 2, rel=1e-4) and float(band_loss(torch.tensor([0.5]), 3., 2.)) == 6.25
+    assert float(range_loss(torch.full((2, 15), 0.1), torch.full((2, 9), 0.09))) == 0.
+    assert float(range_loss(torch.zeros(2, 15), torch.full((2, 9), -0.11))) == pytest.approx(0.205 ** 2 + 0.11 ** 2, rel=1e-4)
+    assert float(range_loss(torch.full((2, 15), 0.47), torch.full((2, 9), -0.2), "rectified")) == pytest.approx(0.1 ** 2 + 0.1 ** 2, rel=1e-4)
+
+def test_ratios_by_groups_of_joints():
+    answer, wanted = bodies(10), bodies(10, seed=1)
+    distance, weights = (answer - wanted).norm(dim=-1), [1, 5, 2, 1, 5, 2, 1, 1, 1, 1, 5, 2, 1, 5, 2, 1]
+    found = group_errors(answer, wanted)
+    for k, group in enumerate((NEAR, MIDDLE, FAR)):
+        assert torch.allclose(found[:, k], sum(weights[j] * distance[:, j] for j in group) / len(group), atol=1e-5)
+    assert sorted(NEAR + MIDDLE + FAR) == [j for j in range(16) if j not in (0, 7, 8)]
+    assert torch.allclose(feedback_ratio(2 * found, found), torch.tensor(2.)) and torch.isinf(feedback_ratio(found, torch.zeros(10, 3))).all()
+
+def test_the_exponential_is_bounded_and_smooth():
+    easy, right, hard = (float(feedback_exponential(torch.tensor([v]), torch.tensor([0.2]), 3.)) for v in (0.2, 0.6, 1.))
+    assert right < 1e-6 and easy == pytest.approx(1 - math.exp(-0.4), rel=1e-4) and hard == pytest.approx(math.exp(0.4) - 1, rel=1e-4)
+    far = torch.tensor([1e4], requires_grad=True)
+    feedback_exponential(far, torch.tensor([0.]), 3.).backward()
+    assert bool(far.grad.isfinite().all()) and float(far.grad) == pytest.approx(math.exp(2.), rel=1e-4)
+
+def test_depth_stays_positive_in_the_paper_alone():
+    K = torch.tensor([[2.3, 2.3, 0., 0., 0., 0., 0., 0., 0.]])
+    behind = torch.full((1, 16, 3), -2.); behind[..., :2] = 1.
+    assert torch.allclose(poseaug_project(behind, K), torch.full((1, 16, 2), -1.15)) # mirrored
+    assert torch.allclose(project_in_front(behind, K), torch.full((1, 16, 2), 2.3)) # at the edge of the clamp, on its own side
+    pose = bodies()
+    assert torch.equal(project_in_front(pose, K.expand(64, 9)), poseaug_project(pose, K.expand(64, 9)))
+    uv = torch.zeros(3, 16, 2); uv[1, 3, 0], uv[2, 5, 1] = -3.5, 1.01
+    front = torch.full((3, 16, 3), 2.)
+    assert kept_by_release(front, uv).tolist() == [True, True, False] and kept_in_view(front, uv).tolist() == [True, False, False]
+    front[0, 4, 2] = NEAREST / 2
+    assert not kept_in_view(front, uv).any() and kept_by_release(front, uv)[0]
+
+# ---------------------------------------------------------------- options
+
+def test_rules_are_all_of_a_fidelity_or_single_ones():
+    assert rules_of("release", ()) == RULES["release"] and rules_of("paper", ("feedback=band",)) == replace(RULES["paper"], feedback="band")
+    assert all(getattr(RULES["paper"], f.name) != getattr(RULES["release"], f.name) for f in fields(RULES["paper"]))
+    assert "rule feedback = 'ratio'" in refused(rules_of, "paper", ("feedback=ratio",)) and "rule speed" in refused(rules_of, "paper", ("speed=fast",)) and "not understood" in refused(rules_of, "paper", ("feedback",))
+    for wrong, said in ((dict(lifter="resnet"), "lifter 'resnet'"), (dict(templates="mine"), "templates"), (dict(pool=0), "pool = 0")): assert said in refused(Config, **wrong)
+    assert "has no option channel" in refused(lifter_config, Config(lifter_options=("channel=3",))) and "17 joints" in refused(lifter_config, Config(lifter_options=("joints=17",)))
+    assert "lifter 'gcn'" in refused(poseaug.variant_of, "gcn", "quick") and poseaug.variant_of("semgcn", "paper") == "semgcn" and poseaug.variant_of("", "quick") is None
+
+def test_lifters_are_those_of_their_papers():
+    for name in poseaug.LIFTERS:
+        config, first = VARIANTS[name], poseaug.baseline(VARIANTS[name])
+        assert first.VARIANTS == {"poseaug": lifter_paper(config).VARIANTS["poseaug"]} and first.PLANS["paper"] == lifter_paper(config).PLANS["poseaug"]
+        assert first.__name__ == f"poseprojects.papers.{name}"
+    assert lifter_config(VARIANTS["stgcn"]).dropout == 0. and VARIANTS["semgcn"].lifter_rate == 10. # of the second step
+
+def test_protocols_are_those_of_the_release():
+    config = VARIANTS["mlp"]
+    assert scoring(CMU, config) == (CMU16,)
+    last, best = scoring(H36M_P1, config, "release")
+    assert (last.id, last.selection, last.action_mean) == (POSEAUG_H36M.id, "last", False) and best.selection == "best-on-test" and best.id.endswith("best-on-test")
+    assert scoring(MPI3DHP, config)[0].flip_tta and scoring(MPI3DHP, config)[0].id == POSEAUG_3DHP.id
+
+def test_the_schedule_ends_above_zero():
+    plan = poseaug.PLANS["paper"]
+    factors = [plan.schedule(Clock(epoch=e, epochs=plan.epochs)) for e in range(plan.epochs)]
+    assert factors[0] == 1. and factors[-1] == pytest.approx(2 / 51) and plan.batch_size == 1024 and plan.clip_norm == 1. and not plan.drop_last
+
+# ---------------------------------------------------------------- the method
+
+SMALL = dict(lifter_options=("width=32", "units=standard"), pool=100, warmup=1, templates="own")
+PLAN = Plan("small", 3, 64, 1e-3, Schedule("linear_epochs"), drop_last=False, clip_norm=1.)
+
+
+@pytest.fixture(scope="module")
+def few(train): return train.select(torch.arange(0, len(train), 20))
+
+
+def made(train, fidelity="paper", **options):
+    seed_everything(0)
+    return build(train, Config(**{**SMALL, **options}), fidelity)
+
+@pytest.mark.parametrize("units", ["screen", "standard"])
+def test_augmented_poses_reach_the_lifter_as_real_ones_do(units, train):
+    "The projection of the true pose is what the lifter reads, and the pose what it is asked for."
+    method, batch = made(train, lifter_options=("width=32", f"units={units}")), some(train)
+    pose = method.lifter.inwards(batch.pose_3d)
+    uv = method.project(pose, poseaug_intrinsics(batch.camera))
+    assert torch.allclose(method.seen(uv, batch), method.lifter.read(batch), atol=2e-3 if units == "standard" else 1e-4) and torch.allclose(method.wanted(pose), method.lifter.wanted(batch), atol=1e-5)
+    method.eval()
+    with torch.no_grad(): assert torch.allclose(method.lifted(uv, batch)[:, 1:] , method.lifter.inwards(method.predict(batch)[:, 0])[:, 1:], atol=1e-3)
+
+def test_poses_take_the_lengths_of_people(train):
+    method, batch = made(train), some(train)
+    lengths = to_bones(method.exchanged(batch)).norm(dim=-1)
+    near = (lengths[:, None] - method.templates).abs().amax(-1)
+    assert float(near.amin(1).max()) < 1e-4 and len(near.argmin(1).unique()) == len(method.templates) == len(train.subject.unique())
+    assert torch.equal(made(train, templates="h36m").templates, TEMPLATES)
+
+def test_a_short_run_begins_around_the_places_of_the_training_set(few):
+    method, pose = made(few, placed=True).eval(), few.pose_3d[:, [j for j in range(17) if j != 9]]
+    with torch.no_grad(): places = method.augmentor(pose, torch.randn(len(few), 4, 48)).place[:, 0]
+    assert torch.allclose(places.mean(0), few.pose_3d[:, 0].mean(0), atol=1.) and float(places.std(0).max()) < 2.
+    assert float(made(few).augmentor.RTprocess.w2_T.bias.detach().abs().max()) < 0.1 # as released
+
+class Spy(torch.optim.Optimizer):
+    "Remembers which parameters had a gradient when it stepped; changes nothing."
+    def __init__(self, module): super().__init__(module.parameters(), {}); self.seen = []
+    def step(self): self.seen.append([p.grad is not None and float(p.grad.abs().sum()) > 0 for g in self.param_groups for p in g["params"]])
+
+def spies(method): return {name: Spy(getattr(method, name)) for name in ("augmentor", "pose_judge", "image_judge", "lifter")}
+
+def batch_of(poses, epoch=1, step=0, steps=4, seed=0):
+    order = torch.randperm(len(poses), generator=torch.Generator().manual_seed(seed))
+    return Batch(poses, order[step * 64:(step + 1) * 64], Clock(epoch * steps + step, 3 * steps, epoch, 3, step, steps))
+
+def test_who_learns_when(few):
+    "The judges in every second step of the release and in every one of the paper; the lifter at the end of an epoch or in every step, not during the warm-up."
+    for fidelity, epoch, expected in (("paper", 0, (4, 4, 0)), ("paper", 1, (4, 4, 4)), ("release", 0, (4, 2, 0)), ("release", 1, (4, 2, 8))):
+        method = made(few.select(torch.arange(256)), fidelity).train()
+        optimizers = spies(method)
+        method.batch_size = 64
+        for step in range(4): method.step(batch_of(few.select(torch.arange(256)), epoch, step), optimizers)
+        counts = tuple(len(optimizers[name].seen) for name in ("augmentor", "pose_judge", "lifter"))
+        assert counts[:2] == expected[:2] and len(optimizers["image_judge"].seen) == expected[1]
+        assert (expected[2] - 3 if fidelity == "release" and epoch else expected[2]) <= counts[2] <= expected[2] # poses that left the picture make the augmented pass shorter
+
+def test_gradients_go_where_they_should(few):
+    method, optimizers = made(few), None
+    method.train(); optimizers = spies(method)
+    method.challenge(batch_of(few), optimizers["augmentor"])
+    names = [n for n, _ in method.augmentor.named_parameters()]
+    silent = [n for n, there in zip(names, optimizers["augmentor"].seen[0]) if not there]
+    assert all("norm" not in n and n.endswith("bias") for n in silent) # a bias before a batch norm
+    for other in (method.pose_judge, method.image_judge, method.lifter): assert all(p.grad is None and p.requires_grad for p in other.parameters())
+
+def test_feedback_reaches_the_augmentor_through_picture_and_pose(few):
+    for fidelity in ("paper", "release"):
+        method, batch = made(few, fidelity).train(), batch_of(few)
+        pose = method.exchanged(batch)
+        camera = poseaug_intrinsics(batch.camera)
+        found = method.augmentor(pose, batch.randn(4, 48))
+        leaves = {"picture": method.project(found.pose_rt, camera).detach().requires_grad_(), "pose": found.pose_rt.detach().requires_grad_()}
+        bent = {"picture": method.project(found.pose_ba, camera).detach().requires_grad_(), "pose": found.pose_ba.detach().requires_grad_()}
+        term = method.feedback(found._replace(pose_ba=bent["pose"], pose_rt=leaves["pose"]), bent["picture"], leaves["picture"], pose, method.project(pose, camera), batch)
+        term.backward()
+        assert all(float(x.grad.abs().sum()) > 0 for x in leaves.values()), fidelity
+        assert all((x.grad is None) == (fidelity == "paper") for x in bent.values())
+
+def test_asking_in_training_mode_moves_the_statistics_of_the_lifter(few):
+    "Even before the lifter learns, as in the release; its weights stay."
+    for fidelity, moves in (("release", True), ("paper", False)):
+        method = made(few, fidelity).train()
+        before = copy.deepcopy(method.lifter.network.state_dict())
+        method.challenge(batch_of(few, epoch=0), spies(method)["augmentor"])
+        changed = [n for n, v in method.lifter.network.state_dict().items() if not torch.equal(v, before[n])]
+        assert bool(changed) == moves and all("running" in n or "tracked" in n for n in changed) and method.lifter.network.training
+
+def test_poses_that_left_the_picture_do_not_reach_the_lifter(few):
+    poses = few.select(torch.arange(256))
+    method = made(poses, "release").train()
+    seen = []
+    method.batch_size, method.lifter.network.forward = 64, lambda x: seen.append(len(x)) or torch.zeros(len(x), 16, 3, requires_grad=True)
+    method.rules = replace(method.rules, listening="eval")
+    pose, uv = method.lifter.inwards(poses.pose_3d), torch.zeros(256, 16, 2)
+    uv[::4] = 1.5
+    for step in range(4):
+        rows = torch.arange(64 * step, 64 * step + 64)
+        made_ = poseaug.Augmented(*(None,) * 4, pose[rows], None, None)
+        method.store(Batch(poses, rows, Clock(4 + step, 12, 1, 3, step, 4)), made_, uv[rows])
+    assert torch.equal(method.fakes[:, 0, 0].isnan(), torch.arange(256) % 4 == 0) and torch.equal(method.fakes[1], pose[1])
+    method.passes(batch_of(poses, step=3), torch.optim.SGD(method.lifter.parameters(), 0.))
+    assert seen == [64, 64, 64, 64, 64, 64, 64] and len(method.fakes) == 0 # 192 augmented, 256 real
+
+def test_judges_see_streams_of_their_own(few):
+    sets = streams(few, Config(**SMALL))
+    assert list(sets) == ["train", "real3d", "real2d"] and list(streams(few, Config(**SMALL, augment=False))) == ["train"]
+    method, seen = made(few).train(), {}
+    exchanged = method.exchanged
+    method.exchanged = lambda batch: seen.setdefault(len(seen), batch.index) is None or exchanged(batch)
+    batch = batch_of(few)
+    batch.others = {"real3d": batch_of(few, seed=1), "real2d": batch_of(few, seed=2)}
+    method.step(batch, spies(method))
+    assert len({tuple(index.tolist()) for index in seen.values()}) == 3
+
+def test_further_2d_poses_are_real_for_the_judge_of_pictures(few, train):
+    method, sizes = made(few).train(), []
+    forward = method.image_judge.forward
+    method.image_judge.forward = lambda x: sizes.append(len(x)) or forward(x)
+    batch = batch_of(few)
+    batch.others = {"more-other": batch_of(train, seed=3)}
+    method.step(batch, spies(method))
+    assert 64 + 64 + 64 in sizes
+    assert list(streams(few, Config(**SMALL), {"mpii": few})) == ["train", "real3d", "real2d", "more-mpii"]
+    found = poseaug.in_16_joints(batch_of(train, seed=3))
+    assert torch.allclose(found, method.lifter.inwards(screen_normalize(batch_of(train, seed=3).pose_2d, batch_of(train, seed=3).camera.resolution.float())), atol=1e-5)
+
+def test_a_first_step_is_gone_on_from(few):
+    method = made(few)
+    first = lifter_paper(method.config).build(few, lifter_config(method.config))
+    with torch.no_grad(): first.network.w1.weight.add_(1.)
+    method.start_from(first)
+    assert torch.equal(method.lifter.network.w1.weight, first.network.w1.weight) and method.config.start and Config(**SMALL).start == ""
+    other = lifter_paper(method.config).build(few, replace(lifter_config(method.config), width=16))
+    assert "not those of its lifter" in refused(method.start_from, other)
+
+# ---------------------------------------------------------------- runs
+
+class Stopped(Exception): "Stands in for a kill, where a real one would take a process."
+
+@pytest.mark.parametrize("fidelity", ["paper", "release"])
+def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
+    "Killed in the middle of an epoch, where the release keeps augmented poses for later: same weights, pools, optimisers and history."
+    sets = streams(few, Config(**SMALL))
+    whole = made(few, fidelity)
+    unbroken = fit(whole, sets, PLAN, folder=tmp_path / "whole", show=False, checkpoint_every=3)
+    method = made(few, fidelity)
+    step = method.step
+    def until(batch, optimizers):
+        if batch.clock.step == 7: raise Stopped
+        return step(batch, optimizers)
+    method.step = until
+    with pytest.raises(Stopped): fit(method, sets, PLAN, folder=tmp_path / "broken", show=False, checkpoint_every=3)
+    kept = load_checkpoint(tmp_path / "broken" / "last.pt")["method"]
+    assert len(kept["_extra_state"]) == (len(few) if fidelity == "release" else 0)
+    again = made(few, fidelity)
+    resumed = fit(again, sets, PLAN, folder=tmp_path / "broken", show=False, checkpoint_every=3)
+    for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values()): assert torch.equal(a, b), name
+    strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert strip(unbroken.rows) == strip(resumed.rows) and len(whole.fakes) == 0
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fidelity", ["paper", "release"])
+def test_two_processes_are_one(few, fidelity):
+    "All losses agree: pools, kept poses and (in the paper's order) dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
+    runs = []
+    for device in ("cpu", Devices("cpu", processes=2)):
+        method = made(few, fidelity, lifter_options=("width=32", "units=standard", *(("dropout=0.",) if fidelity == "release" else ())))
+        runs.append(fit(method, streams(few, method.config), PLAN.changed(epochs=2, learning_rate=1e-7), device=device, show=False))
+    assert len(runs[0].first_losses) == len(runs[1].first_losses) == 10
+    for k, (x, y) in enumerate(zip(*(r.first_losses for r in runs))):
+        assert sorted(x) == sorted(y)
+        for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if (fidelity, name) == ("release", "augmented") else 1e-4, abs=1e-5), (k, name) # two processes leave an odd last sample of the pass out
+    assert {"real", "augmented", "feedback"} <= set(runs[0].first_losses[-1])
+
+def test_a_collapse_is_said(few):
+    method = made(few, warmup=0)
+    for name in ("w2_R", "w2_T"): nn.init.zeros_(getattr(method.augmentor.RTprocess, name).weight)
+    with pytest.raises(Collapsed, match="nearly the same pose.*another seed"): fit(method, streams(few, method.config), PLAN.changed(learning_rate=1e-9), show=False)
+    method = made(few, warmup=0, most_accurate=0.)
+    with pytest.raises(Collapsed, match="tell every augmented pose from a real one"): fit(method, streams(few, method.config), PLAN, show=False)
+
+def test_the_control_is_the_lifter_alone(few):
+    method = made(few, augment=False)
+    history = fit(method, streams(few, method.config), PLAN.changed(epochs=1), show=False)
+    assert [n for n in history.rows[0] if n.startswith("loss/")] == ["loss/mse"] and history.rows[0]["lr/lifter"] == 1e-3
+
+def test_a_trained_method_is_stored_and_read(few, tmp_path):
+    method = made(few, switches=("feedback=band",))
+    fit(method, streams(few, method.config), PLAN.changed(epochs=1), show=False)
+    read = load_lifter("poseaug", save_lifter(tmp_path / "lifter.safetensors", "poseaug", method, few, "paper"))
+    batch = some(few)
+    with torch.no_grad(): assert torch.allclose(read.method.predict(batch), method.eval().predict(batch), atol=1e-5)
+
+@pytest.mark.parametrize("fidelity", ["paper", "release"])
+def test_a_batch_whose_depths_vanish_does_no_harm(few, fidelity):
+    "Bodies around the camera itself: losses and weights stay finite."
+    method = made(few, fidelity).train()
+    nn.init.zeros_(method.augmentor.RTprocess.w2_T.weight); nn.init.constant_(method.augmentor.RTprocess.w2_T.bias, 1e-3)
+    method.batch_size = 64
+    optimizers = {n: s.optimizer for n, s in method.optimizers(PLAN).items()}
+    losses = method.step(batch_of(few), optimizers)
+    assert all(bool(v.isfinite()) for v in losses.values()) and all(bool(p.isfinite().all()) for p in method.parameters())
+
+# ---------------------------------------------------------------- the tool
+
+def test_an_augmented_set_is_a_set(few):
+    method = made(few)
+    after = augment(few, method, seed=1)
+    assert after.skeleton == H36M16 and 0 < len(after) <= len(few) and after.fingerprint != few.fingerprint
+    camera = after.cameras[after.camera_id.long()].to(torch.float32)
+    assert torch.allclose(screen_normalize(after.pose_2d, camera.resolution), poseaug_project(after.pose_3d, poseaug_intrinsics(camera)), atol=1e-3) and bool((after.pose_3d[..., 2] > NEAREST).all())
+    assert torch.equal(augment(few, method, seed=1, batch_size=77).pose_3d, after.pose_3d) and not torch.equal(augment(few, method, seed=2).pose_3d[:5], after.pose_3d[:5])
+    assert method.augmentor.training and "no 3D" in refused(augment, replace(few, pose_3d=None), method)
+
+def test_views_and_bends():
+    stand = torch.zeros(1, 16, 3); stand[..., 2] = 4.
+    stand[0, 7:10, 1] = torch.tensor([-.2, -.4, -.6]) # y points down
+    assert float(poseaug.view_elevation(stand)) == pytest.approx(0., abs=1e-3)
+    lying = stand.clone(); lying[0, 7:10, 1] = 0.; lying[0, 7:10, 2] = 4 - torch.tensor([.2, .4, .6])
+    assert float(poseaug.view_elevation(lying)) == pytest.approx(90., abs=0.1)
+    leg = bodies(1); leg[0, 1:4] = torch.tensor([[0., 0., 4.], [0., 0.4, 4.], [0., 0.4, 4.4]])
+    assert float(poseaug.bone_angles(leg)[0, 0]) == pytest.approx(90., abs=0.1)
