@@ -115,6 +115,8 @@ class Experiment:
         self.more = {name: source(name) for name in listed(given.more_2d)}
         if self.more and not self._takes_more: raise InputError(f"{self.name} learns from one data set, so more_2d = {given.more_2d!r} goes with nothing; leave it out")
         for module in (self.source, *self.others.values()): require_input(given.input_2d, module.ABOUT.inputs)
+        for name, module in self.others.items():
+            if module.PROTOCOL.skeleton != self.source.PROTOCOL.skeleton: raise InputError(f"also_test = {given.also_test!r}: {name} comes in the joints of {module.PROTOCOL.skeleton}, but {given.dataset} and what is trained on it in those of {self.source.PROTOCOL.skeleton}; leave {name} out")
         self.out_dir = Path(given.out_dir) if given.out_dir else None if in_test() else runs_dir() / self.folder_name # a test keeps nothing
         self.protocols = self.scoring(self.source.PROTOCOL)
         if listed(given.validation) and any(p.selection == "best-on-test" for p in self.protocols):
@@ -155,13 +157,14 @@ class Experiment:
             unknown, left = sorted(set(held_out) - set(train.subject_names)), set(train.subject_names) - set(held_out)
             if unknown or not left: raise InputError(f"validation = {self.given.validation!r}: choose some, not all, of the training subjects {', '.join(train.subject_names)}")
             rows = torch.isin(train.subject, torch.tensor([train.subject_names.index(name) for name in held_out]))
+            if train.pose_3d is None: raise InputError(f"validation = {self.given.validation!r}: {train.name} has no 3D poses to score an epoch on; leave validation out")
             train, self.held = train.select(~rows), train.select(rows)
         self.loaded = train
         self.train = self.paper.prepared(train, self.config, self.given.fidelity) if hasattr(self.paper, "prepared") else train
         if in_test(): # which only asks whether the notebook works
             self.train, self.test = (poses.select(torch.arange(0, len(poses), getattr(self.paper, "IN_TEST_EVERY", 8))) for poses in (self.train, self.test))
-        more = {name: module.load("train", self._beside(name), self.given.input_2d if self.given.input_2d in module.ABOUT.inputs else "gt") for name, module in self.more.items()}
-        self.streams: Mapping[str, PoseSet] = self.paper.streams(self.train, self.config, *([more] if self._takes_more else [])) if hasattr(self.paper, "streams") else {"train": self.train}
+        self.beside = {name: module.load("train", self._beside(name), self.given.input_2d if self.given.input_2d in module.ABOUT.inputs else "gt") for name, module in self.more.items()}
+        self.streams: Mapping[str, PoseSet] = self.paper.streams(self.train, self.config, *([self.beside] if self._takes_more else [])) if hasattr(self.paper, "streams") else {"train": self.train}
         self.train = next(iter(self.streams.values()))
         return self.train, self.test
 
@@ -271,7 +274,7 @@ class Experiment:
         else: made = Record(method=self.name, variant=self.variant, plan=self.given.plan, fidelity=self.given.fidelity, train_fingerprint=self.train.fingerprint, seed=self.given.seed,
                             epochs=self.plan.epochs, steps=self.history.steps, parameters=self.parameters, samples_per_second=self.history.samples_per_second, seconds=self.history.seconds, peak_memory_bytes=self.history.peak_memory,
                             notebook=f"nbs/train_{self.name}.ipynb", notebook_parameters={key: value for key, value in asdict(self.given).items() if key not in ("out_dir", "also_test")},
-                            numbers={"plan": asdict(self.plan), "options": options(self.config), "validation": self.given.validation}, **where, **self.history.environment)
+                            numbers={"plan": asdict(self.plan), "options": options(self.config), "validation": self.given.validation} | ({"more_2d": {name: poses.fingerprint for name, poses in self.beside.items()}} if self.beside else {}), **where, **self.history.environment)
         if in_test() or not self.main: return ""
         path = record_path(made)
         return path.name if trivial and path.is_file() else write(made).name

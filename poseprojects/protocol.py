@@ -66,6 +66,8 @@ class Protocol:
             if getattr(self, field) not in allowed:
                 raise InputError(f"protocol {self.id}: {field} is {getattr(self, field)!r}; it must be one of {', '.join(map(repr, allowed))}")
         if self.frames < 1: raise InputError(f"protocol {self.id}: frames is {self.frames}; it must be 1 (every frame) or larger")
+        if self.scale_oracle == "head-root" and self.skeleton in SKELETONS and not {"head", "head_top"} & set(SKELETONS[self.skeleton].joints):
+            raise InputError(f"protocol {self.id}: scale_oracle is 'head-root', but {self.skeleton} has no head; choose another one")
 
     def but(self, id: str, # name of the new protocol
             **changes, # fields that differ
@@ -170,8 +172,9 @@ def _in_plane(poses: Float[Tensor, "*b j 3"], root: int) -> Float[Tensor, "*b"]:
     return distance.sum(-1) / (distance.shape[-1] - 1)
 
 def _head_root(poses: Float[Tensor, "*b j 3"], root: int, skeleton: str) -> Float[Tensor, "*b"]:
-    "Distance from root to head."
-    head = SKELETONS[skeleton].index("head")
+    "Distance from root to head, or to the top of it where the joint set says so."
+    joints = SKELETONS[skeleton]
+    head = joints.index("head" if "head" in joints.joints else "head_top")
     return torch.linalg.vector_norm(poses[..., head, :] - poses[..., root, :], dim=-1)
 
 def as_scored(

@@ -215,6 +215,13 @@ def test_fakes_are_measured_like_the_real_ones(blind):
     assert float(size(method.judged_form(fake)).std()) < 1e-6 and torch.allclose(size(method.judged_form(fake)), size(method.gathered([batch_of(blind, 9)])), atol=1e-6)
     assert torch.equal(build(blind, small(scale="mean-distance")).judged_form(fake), fake)
 
+def test_constants_are_taken_where_the_poses_are(blind, monkeypatch):
+    "Those of another source are measured during the run, on the device."
+    class Asked(Exception): pass
+    def asked(poses, index, *_): raise Asked(index.device)
+    monkeypatch.setattr(chen, "Batch", asked)
+    with pytest.raises(Asked, match="meta"): Rays.from_data(blind.to("meta"))
+
 # ---------------------------------------------------------------- networks and who learns
 
 @pytest.mark.parametrize("joints, lifter, judge", [(17, 8_468_497, 6_334_465), (14, 8_459_278, 6_328_321)])
@@ -433,6 +440,12 @@ def test_sources_are_checked(blind, foreign):
     assert "one set of 2D poses in more_2d" in refused(streams, blind, small(source=True))
     assert "learns from one source" in refused(streams, blind, small(), {"mpii": foreign})
 
+def test_photographs_have_no_common_scale(foreign, train):
+    "People at all distances are refused by the default, which divides by one number, and taken by a scale by frame."
+    near = replace(foreign, pose_2d=foreign.pose_2d * (0.2 + torch.arange(len(foreign)) % 5)[:, None, None])
+    assert "such as mpii or short-mpii" in refused(build, near, small())
+    build(near, small(joints=15, scale="mean-distance")), build(replace(near, cameras=train.cameras, camera_id=near.camera_id * 0), small())
+
 def test_photographs_can_be_learnt_from(foreign, test):
     "No 3D, no cameras, no sequences; then people of another set are lifted."
     method = build(foreign, small(joints=15, scale="mean-distance", rescale=True))
@@ -489,7 +502,7 @@ def test_two_processes_lose_as_one(blind):
         first.append(fit(build(few, config), few, plan, device=devices, show=False).first_losses)
     assert len(first[0]) == len(first[1]) == 20
     for one, two in zip(*first):
-        for name in ("adversarial", "consistency_3d", "consistency_2d", "temporal", "judge"): assert one[name] == pytest.approx(two[name], abs=1e-4), name
+        for name in ("adversarial", "consistency_3d", "consistency_2d", "temporal", "judge", "flipped", "sine_below_zero", "spread", "cut"): assert one[name] == pytest.approx(two[name], abs=1e-4), name
 
 def test_protocols_say_what_they_know():
     first, second = chen.scoring(CMU, Config())
@@ -557,7 +570,25 @@ def test_consistency_alone_fails(blind, test):
     assert history.rows[-1]["loss/consistency_2d"] < history.rows[0]["loss/consistency_2d"]
     assert evaluate(method, few, protocol)["pa_mpjpe"] > evaluate(ConstantDepth(), few, protocol)["pa_mpjpe"]
 
+def test_consistency_alone_is_worse_than_both_under_the_same_guide(blind, test):
+    "A comparison in which one row is told which way limbs bend, and the other is not, would say nothing."
+    few = test.select(torch.arange(0, len(test), 4))
+    protocol = chen.scoring(synthetic.PROTOCOL, Config())[0]
+    both, alone = (evaluate(trained(blind, **options)[0], few, protocol) for options in (dict(), dict(weights=(0., .001, 10., 1.))))
+    assert max(both["depth_flip"], alone["depth_flip"]) < 12 and both["pa_mpjpe"] < alone["pa_mpjpe"] - 10, (both, alone)
+
+def test_what_is_not_in_the_paper_is_said():
+    "The variant of plan `paper` is the paper's; every other one with help says so."
+    said = {name: chen.beyond(vars(config)) for name, config in VARIANTS.items()}
+    assert all(bool(text) == bool(VARIANTS[name].guide or VARIANTS[name].tilt) for name, text in said.items()) and all(not said[v] for p, v in chen.DEFAULT_VARIANT.items() if p != "quick")
+    assert "first 10% of the run" in said["short-run"] and "whole run" in said["short-mpii"] and "6.8°" in said["upright"] and "true 3D" in chen.beyond(vars(VARIANTS["short-run"]), "release")
+    assert not said["short-self-consistency-only"] and said["short-self-consistency-guided"] == said["short-adversarial-only"] == said["short-run"]
+
 # ---------------------------------------------------------------- the public reproduction
+
+def test_the_reproduction_refuses_options_that_it_does_not_have(train):
+    assert "knows nothing of weights" in refused(build, train, small(weights=(1., 0., 0., 1.)), "release") and "source" in refused(build, train, small(source=True), "release")
+    for name in ("paper", "short-run", "short-15-joints", "short-dropout"): assert isinstance(build(train, replace(VARIANTS[name], width=16), "release"), Reproduction)
 
 def test_the_reproduction_is_another_method(train, blind):
     assert isinstance(build(train, small(), "release"), Reproduction) and "no 3D poses" in refused(build, blind, small(), "release")

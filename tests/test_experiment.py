@@ -7,9 +7,9 @@ import torch
 from mocap_pack import make_pack
 
 from poseprojects import zoo
-from poseprojects.data import cmu
+from poseprojects.data import cmu, mpii, synthetic
 from poseprojects.experiment import Experiment, Parameters, score_lines
-from poseprojects.papers import lcn, martinez
+from poseprojects.papers import chen, lcn, martinez
 from poseprojects.results.records import read_all
 from poseprojects.storage import InputError
 
@@ -146,3 +146,30 @@ def test_lines_of_scores(places, pack):
     made, _ = run(martinez, pack, variant="width-512")
     text = score_lines(made.results[made.protocols[0]], made.trivial())
     assert "mpjpe" in text and "of mean pose's" in text and "by joint: pelvis 0" in text
+
+
+def test_runs_with_different_second_sources_are_different_runs(places, pack, monkeypatch):
+    "What the poses of the other set were is part of a run, so one record does not take the other's place."
+    mpii.example(places / "photographs", "array")
+    photographs = mpii.load("all", places / "photographs")
+    monkeypatch.setattr(mpii, "load", lambda *_: photographs)
+    monkeypatch.setattr(synthetic, "load", lambda *_, original=synthetic.load: original("train", samples=8000))
+    monkeypatch.setitem(chen.VARIANTS, "tiny", replace(chen.VARIANTS["short-source"], width=8, blocks=1, judge_blocks=1))
+    names = [run(chen, pack, variant="tiny", batch_size=16, more_2d=more)[1][0] for more in ("mpii", "synthetic")]
+    records = {r.notebook_parameters["more_2d"]: r for r in read_all(places / "results" / "runs") if r.method == "chen" and r.protocol == "cmu"}
+    assert names[0] != names[1] and set(records) == {"mpii", "synthetic"}
+    assert records["mpii"].numbers["more_2d"] == {"mpii": photographs.fingerprint}
+    run(martinez, pack, variant="width-512")
+    assert all("more_2d" not in r.numbers for r in read_all(places / "results" / "runs") if r.method == "martinez")
+
+
+def test_people_in_other_joints_are_refused_before_training():
+    "A network knows the joints that it was trained on by their numbers."
+    with pytest.raises(InputError, match="mpi3dhp17.*h36m17.*leave mpi_inf_3dhp out"): Experiment(martinez, dict(dataset="cmu", gpus=0, also_test="hdm05, mpi_inf_3dhp"))
+
+
+def test_epochs_cannot_be_chosen_without_3d(places, monkeypatch):
+    mpii.example(places / "mpii", "array")
+    photographs = mpii.load("all", places / "mpii")
+    monkeypatch.setattr(mpii, "load", lambda *_: replace(photographs, subject_names=("a", "b"), subject=torch.arange(len(photographs)) % 2))
+    with pytest.raises(InputError, match="no 3D poses to score an epoch on"): Experiment(chen, dict(dataset="mpii", variant="short-mpii", gpus=0, validation="a")).load()

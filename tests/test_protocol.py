@@ -231,6 +231,13 @@ def test_only_the_truth_centred():
     assert quick(drift, truth, H36M_P1, action)["mpjpe"] == pytest.approx(0, abs=1e-9)
 
 
+def test_the_head_oracle_knows_the_top_of_a_head():
+    "MPI-INF-3DHP calls the same point head_top; a joint set without a head is refused by name."
+    own = MPI3DHP.but("x", headline="mpjpe", scale_oracle="head-root")
+    truth = torch.randn(5, 17, 3, dtype=torch.float64)
+    assert score(truth * 0.3, truth, own, SKELETONS["mpi3dhp17"])["mpjpe"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(InputError, match="smpl24 has no head"): CMU.but("x", skeleton="smpl24", scale_oracle="head-root")
+
 def test_scale_oracles():
     pred, truth, action = sample()
     small = root_align(truth) * .8

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from poseprojects.papers.chen import VARIANTS
 from poseprojects.protocol import PROTOCOLS
 from poseprojects.results import records, tables
 from poseprojects.results.records import Record, environment, exists, find, identity, portable_path, read, read_all, record_path, write
@@ -295,6 +296,13 @@ def test_seeds_are_one_row_and_other_runs_are_not():
     assert cells == {("42.0 ± 2.0", "3"): 1, ("43.0", "1"): 2}
     assert spread([43.04]) == "43.0" and spread([]) == "–"
 
+
+def test_help_that_is_not_in_the_paper_is_marked():
+    "Where a paper's module says that options go beyond the paper, so does every row of them."
+    own = lambda variant, fidelity="paper": a_record(method="chen", variant=variant, fidelity=fidelity, numbers=dict(options={f.name: getattr(VARIANTS[variant], f.name) for f in fields(VARIANTS[variant])}))
+    table = measured_table([own("short-run"), own("short-unguided"), own("paper"), own("short-run", "release"), a_record()], "cmu")
+    assert sorted(row[1] for row in table.rows) == ["paper", "paper", "short-run †1", "short-run †2", "short-unguided"]
+    assert any(note.startswith("†") and "not in the paper: a price on limbs" in note for note in table.notes) and any(note.startswith("†") and "true 3D poses" in note for note in table.notes)
 
 def test_tables_are_the_same_bytes_whatever_the_order(tmp_path, figures, known):
     found = [a_record(seed=s, test_data=d) for s in range(3) for d in ("cmu", "hdm05", "other")] + [on_h36m()]

@@ -6,12 +6,12 @@
 __all__ = ['DETACH', 'REDUCTIONS', 'TERMS', 'VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'IN_TEST_EVERY', 'back_project', 'Rays',
            'rays_of', 'turned_away', 'turned_back', 'seen_by_camera', 'Trip', 'round_trip', 'difference', 'bending',
            'ResidualNetwork', 'Config', 'draws_of_samples', 'slope_at_real', 'Pairs', 'pairs_of', 'motion_of',
-           'Adapter', 'Chen', 'prepared', 'streams', 'scoring', 'Reproduction', 'build']
+           'Adapter', 'Chen', 'beyond', 'prepared', 'streams', 'scoring', 'Reproduction', 'build']
 
 # %% ../../nbs/papers/chen.ipynb #a195e6b7
 import math
-from dataclasses import dataclass, replace
-from typing import Callable, Mapping, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, Callable, Mapping, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..camera import intrinsic_normalize
 from ..data.base import PoseSet
+from ..data.sources import is_unknown
 from .adversarial import KINDS, fool_loss, frozen, gradient_penalty, judge_loss, judged, skip_unless
 from .blocks import FastDropout, descend
 from .monocular2d import SCALES, Diary, Reading, baselines, facing, head_root, scoring as scoring_of_2d
@@ -53,10 +54,14 @@ class Rays(nn.Module):
 
     @classmethod
     def from_data(cls, train: PoseSet, joints: int = 17, scale: str = "head-root-mean", distance: float = 10.) -> "Rays":
-        "With the constants of a training set. Raises `InputError` for joints that are missing."
+        "With the constants of a training set. Raises `InputError` for joints that are missing, and for one scale where photographs have none."
         made = cls(train.skeleton, joints, scale, distance)
-        rays = made.reading.inwards(rays_of(Batch(train, torch.arange(len(train))))).double()
-        if scale == "head-root-mean": made.reading.length.copy_(head_root(rays, made.body).mean())
+        rays = made.reading.inwards(rays_of(Batch(train, torch.arange(len(train), device=train.pose_2d.device)))).double()
+        if scale == "head-root-mean":
+            lengths = head_root(rays, made.body)
+            if len(lengths) > 1 and is_unknown(train.cameras) and (spread := float(lengths.std() / lengths.mean())) > 0.3:
+                raise InputError(f"{train.name}: photographs of people at all distances, their sizes deviate by {spread:.0%} of the mean, expected a variant that measures each of them, such as mpii or short-mpii")
+            made.reading.length.copy_(lengths.mean())
         elif scale == "mean-distance": made.gain.copy_(1 / (head_root(rays, made.body) / mean_distance(rays, made.body.root).clamp_min(1e-9)).mean())
         return made
 
@@ -472,8 +477,10 @@ class Chen(nn.Module):
         "What goes wrong quietly: inverted bodies by their limbs and by Kudo's sine, depths that collapse or run away."
         share = lambda wrong: wrong.to(trip.lifted.dtype).mean()
         depth = trip.lifted[..., 2]
-        found = torch.stack([share(bending(trip.lifted, self.body) < 0), share(facing(trip.lifted, self.body) < 0), (depth - depth[:, :1]).std(), share(depth <= self.config.nearest)])
-        flipped, sine, spread, cut = batch.shard.mean_(found)
+        relative = depth - depth[:, :1]
+        found = torch.stack([share(bending(trip.lifted, self.body) < 0), share(facing(trip.lifted, self.body) < 0), share(depth <= self.config.nearest), relative.mean(), relative.square().mean()])
+        flipped, sine, cut, mean, square = batch.shard.mean_(found)
+        spread = (square - mean.square()).clamp_min(0).sqrt() # of the samples of all processes
         self.diary.note(batch.clock, flipped, self.accuracy, spread)
         return {"flipped": flipped, "sine_below_zero": sine, "spread": spread, "cut": cut}
 
@@ -499,7 +506,7 @@ def _rows(base: Config, prefix: str = "") -> dict[str, Config]:
             "temporal": dict(temporal=True), "norm": dict(reduction="norm"), "equal-weights": dict(weights=(1., 1., 1., 1.)), "by-frame": by_frame, "mpii": dict(joints=15, guide=1., guided=1., **by_frame), "head-root": dict(scale="head-root"),
             "source": dict(source=True, **by_frame), "adapter": dict(source=True, adapter="first", **by_frame), "adapter-joint": dict(source=True, adapter="joint", **by_frame), "adapter+temporal": dict(source=True, adapter="first", temporal=True, **by_frame),
             "detach-projection": dict(detach="back-projection"), "detach-second": dict(detach="second lift"), "dropout": dict(dropout=0.25), "no-batch-norm": dict(batch_norm=False), "every-third": dict(judge_every=3), "cap": dict(cap=0.9),
-            "least-squares": dict(adversary="least-squares"), "slope": dict(penalty=2.), "no-slope": dict(penalty=0.), "guided": dict(guide=1.), "unguided": dict(guide=0.), "upright": dict(tilt=6.8, elevation=5., guide=0.), "wasserstein-penalty": dict(penalty=10., penalty_at="between"), "same-real": dict(real="same"), "fixed-views": dict(views="sample"), "limit": dict(limit=0.2), "roll": dict(roll=10.), "no-elevation": dict(elevation=0.), "start": dict(start=1.)}
+            "least-squares": dict(adversary="least-squares"), "slope": dict(penalty=2.), "no-slope": dict(penalty=0.), "guided": dict(guide=1.), "unguided": dict(guide=0.), "self-consistency-guided": dict(weights=(0., three_d, two_d, motion), guide=1.), "adversarial-unguided": dict(weights=(1., 0., 0., motion), guide=0.), "upright": dict(tilt=6.8, elevation=5., guide=0.), "wasserstein-penalty": dict(penalty=10., penalty_at="between"), "same-real": dict(real="same"), "fixed-views": dict(views="sample"), "limit": dict(limit=0.2), "roll": dict(roll=10.), "no-elevation": dict(elevation=0.), "start": dict(start=1.)}
     return {prefix + name: replace(base, **options) for name, options in rows.items()}
 
 VARIANTS = {"paper": Config(), "16-joints": Config(joints=16), "15-joints": Config(joints=15), **_rows(Config()),
@@ -509,6 +516,17 @@ PLANS = {"paper": Plan("paper", epochs=200, batch_size=512, learning_rate=2e-4, 
          "quick": Plan("quick", epochs=8, batch_size=256, learning_rate=5e-4, schedule=Schedule("cosine"))}
 DEFAULT_VARIANT = {"paper": "paper", "release": "paper", "quick": "short-run"} # plan -> variant, when none is named
 IN_TEST_EVERY = 40 # samples: inside a test
+
+def beyond(
+    options: Mapping[str, Any], # of a run, by name
+    fidelity: str = "paper",    # "release": none of them is used
+) -> str: # "" where there is nothing to say
+    "What a run was helped by that the paper does not have; stands wherever its figures are shown."
+    if fidelity == "release": return "not the paper's method: the public reproduction, which is told true 3D poses"
+    found = []
+    if options.get("guide"): found.append(f"a price on limbs that bend the wrong way, in {'the whole' if options['guided'] >= 1 else 'the first {:.0%} of the'.format(options['guided'])} run")
+    if options.get("tilt"): found.append(f"cameras that are known to look down by {options['tilt']:g}°")
+    return f"not in the paper: {' and '.join(found)}" if found else ""
 
 def prepared(
     train: PoseSet,   # the training set
@@ -596,10 +614,14 @@ class Reproduction(nn.Module):
         root = self.skeleton.root
         return (pose - pose[:, root:root + 1])[:, None]
 
+_REPRODUCED = ("joints", "width", "blocks", "judge_blocks", "dropout", "adapter_blocks") # options that it has; an adapter needs `source`
+
 def build(
     train: PoseSet,          # the training set
     config: Config,          # of the method
     fidelity: str = "paper", # "release": the public reproduction
 ) -> nn.Module:
-    "A fresh method; what a train notebook asks for."
+    "A fresh method; what a train notebook asks for. Raises `InputError` for options that the public reproduction does not have."
+    if fidelity == "release" and (odd := [f.name for f in fields(Config) if f.name not in _REPRODUCED and getattr(config, f.name) not in (getattr(Config(), f.name), getattr(_SHORT, f.name))]):
+        raise InputError(f"Chen: the public reproduction (fidelity = 'release') knows nothing of {', '.join(odd)}, expected a variant of joints, width, blocks or dropout alone, such as paper or short-run, or fidelity = 'paper'")
     return Reproduction.from_data(train, config) if fidelity == "release" else Chen.from_data(train, config)

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'METRICS', 'WHOLE', 'KINDS', 'TITLES', 'NEEDED', 'ACTIONS', 'Published', 'published', 'Names', 'names',
-           'origin', 'marked', 'Run', 'runs', 'spread', 'Table', 'title_of', 'measured_table', 'comparable',
-           'published_table', 'action_table', 'checks_table', 'all_tables', 'page', 'write_tables']
+           'origin', 'marked', 'Run', 'runs', 'spread', 'Table', 'title_of', 'not_in_the_paper', 'measured_table',
+           'comparable', 'published_table', 'action_table', 'checks_table', 'all_tables', 'page', 'write_tables']
 
 # %% ../../nbs/results/tables.ipynb #012ee540
 import csv, io, re, statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterable, Mapping, Sequence
 from .records import WHERE, Record, identity
@@ -245,6 +247,14 @@ def _numbered(texts: Iterable[str]) -> dict[str, int]:
     for text in texts: found.setdefault(text, len(found) + 1)
     return found
 
+def not_in_the_paper(
+    run: Run, # of any method
+) -> str: # "" where its paper's module says nothing
+    "What a run was helped by, in the words of `beyond` of its paper's module."
+    if not run.method.isidentifier() or find_spec(f"poseprojects.papers.{run.method}") is None: return ""
+    beyond = getattr(import_module(f"poseprojects.papers.{run.method}"), "beyond", None)
+    return beyond(run.numbers.get("options") or {}, run.fidelity) if beyond else ""
+
 def measured_table(
     records: Iterable[Record], # of any test set
     test_data: str,            # the one that the table is about
@@ -253,12 +263,14 @@ def measured_table(
     found = sorted((r for r in runs(records) if r.test_data == test_data), key=lambda r: (r.protocol, r.input_2d, _best(r), r.method, r.variant))
     shown = [(key, label) for key, label in _SHOWN if any(r.values(key) for r in found)]
     protocols, sources = _numbered(r.protocol_line for r in found), _numbered(r.produced_by for r in found)
+    helped = _numbered(filter(None, map(not_in_the_paper, found)))
+    variant = lambda r: r.variant + (f" †{helped[help]}" if (help := not_in_the_paper(r)) else "")
     one = len({r.train_data for r in found}) == 1
     columns = ("method", "variant", *(() if one else ("trained on",)), "2D input", *(label for _, label in shown), "n", "plan", "epochs", "steps", "fidelity", "checkpoint", "protocol", "produced by")
-    rows = tuple((r.method, r.variant, *(() if one else (title_of(r.train_data),)), r.input_2d, *(spread(r.values(key)) for key, _ in shown), str(r.n),
+    rows = tuple((r.method, variant(r), *(() if one else (title_of(r.train_data),)), r.input_2d, *(spread(r.values(key)) for key, _ in shown), str(r.n),
                   r.plan, str(r.epochs), f"{r.steps:,}", r.fidelity, r.selection, f"{r.protocol} [{protocols[r.protocol_line]}]", f"({sources[r.produced_by]})") for r in found)
     notes = (*([f"trained on {title_of(found[0].train_data)}"] if one and found else []), *(["mean ± standard deviation over n seeds; a commit with + had uncommitted changes in the library; mean_pose and constant_depth have learnt nothing: they are the errors to beat"] if found else []),
-             *(f"[{k}] {line}" for line, k in protocols.items()), *(f"({k}) {source}" for source, k in sources.items()))
+             *(f"†{k} {text}" for text, k in helped.items()), *(f"[{k}] {line}" for line, k in protocols.items()), *(f"({k}) {source}" for source, k in sources.items()))
     data = tuple((r.method, r.variant, r.plan, r.fidelity, r.train_data, r.test_data, r.input_2d, str(r.epochs), str(r.steps), r.selection, r.protocol, str(r.n), str(r.parameters),
                   *(_number(r.values(key), f) for key, _ in _SHOWN for f in (statistics.fmean, statistics.stdev)), _number([x.samples_per_second for x in r.records], statistics.median),
                   _number([x.seconds for x in r.records], statistics.median), r.device, r.produced_by) for r in found)
