@@ -116,6 +116,7 @@ class Experiment:
         if self.more and not self._takes_more: raise InputError(f"{self.name} learns from one data set, so more_2d = {given.more_2d!r} goes with nothing; leave it out")
         for module in (self.source, *self.others.values()): require_input(given.input_2d, module.ABOUT.inputs)
         for name, module in self.others.items():
+            if not module.ABOUT.poses_3d: raise InputError(f"also_test = {given.also_test!r}: {name} has no 3D poses to score against; leave {name} out")
             if module.PROTOCOL.skeleton != self.source.PROTOCOL.skeleton: raise InputError(f"also_test = {given.also_test!r}: {name} comes in the joints of {module.PROTOCOL.skeleton}, but {given.dataset} and what is trained on it in those of {self.source.PROTOCOL.skeleton}; leave {name} out")
         self.out_dir = Path(given.out_dir) if given.out_dir else None if in_test() else runs_dir() / self.folder_name # a test keeps nothing
         self.protocols = self.scoring(self.source.PROTOCOL)

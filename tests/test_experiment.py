@@ -168,6 +168,10 @@ def test_people_in_other_joints_are_refused_before_training():
     with pytest.raises(InputError, match="mpi3dhp17.*h36m17.*leave mpi_inf_3dhp out"): Experiment(martinez, dict(dataset="cmu", gpus=0, also_test="hdm05, mpi_inf_3dhp"))
 
 
+def test_sets_without_3d_are_no_test():
+    with pytest.raises(InputError, match="also_test = 'mpii': mpii has no 3D poses to score against; leave mpii out"): Experiment(martinez, dict(dataset="cmu", gpus=0, also_test="mpii"))
+
+
 def test_epochs_cannot_be_chosen_without_3d(places, monkeypatch):
     mpii.example(places / "mpii", "array")
     photographs = mpii.load("all", places / "mpii")
