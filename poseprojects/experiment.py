@@ -130,7 +130,10 @@ class Experiment:
                  f"lr{self.plan.learning_rate:g}", *(["without", *listed(self.given.validation)] if self.given.validation else []), *(["with", *self.more] if self.more else []), f"s{self.given.seed}"]
         return "-".join(map(str, parts))
 
-    def __str__(self) -> str: return "\n".join(map(str, (self.plan, self.config, *self.protocols)))
+    def __str__(self) -> str:
+        if self.source.ABOUT.poses_3d: return "\n".join(map(str, (self.plan, self.config, *self.protocols)))
+        scored = f"scored on {', '.join(self.others)} only" if self.others else "scored on nothing; name data sets with 3D poses in also_test"
+        return "\n".join(map(str, (self.plan, self.config, f"{self.given.dataset} has no 3D poses: the method learns from it and is {scored}")))
 
     def scoring(self, protocol: Protocol) -> tuple[Protocol, ...]: # protocol: of a data set
         "The protocols under which a data set is scored, headline first."
@@ -254,11 +257,11 @@ class Experiment:
         return scores
 
     def across(self) -> dict[str, dict]: # data set -> scores under its headline protocol
-        "Scores and records the method on the other data sets, whose people were never part of its training."
-        found = {}
+        "Scores and records the method on the other data sets, whose people were never part of its training; `self.simple` holds what the trivial answers score there."
+        found, self.simple = {}, {}
         for name, other in self.others.items():
             elsewhere = other.load("test", self._beside(name), self.given.input_2d)
-            self.trivial(elsewhere, name)
+            self.simple[name] = self.trivial(elsewhere, name)
             for protocol in self.scoring(other.PROTOCOL):
                 scores = self.scores(elsewhere, protocol)
                 self._write(name, elsewhere, protocol, scores)
@@ -288,11 +291,11 @@ def score_lines(
     trivial: Mapping[str, Mapping] = {},   # of `Experiment.trivial`
 ) -> str:
     "The headline metrics, how they compare with the trivial answers, and the errors by joint and by action in rising order."
-    units = dict(mpjpe="mm", pa_mpjpe="mm", n_mpjpe="mm", pck150="%", auc="%")
-    lines = [f"{name:9s} {scores[name]:6.1f} {unit}" for name, unit in units.items() if scores.get(name) is not None]
-    if trivial: lines.append("MPJPE is " + ", ".join(f"{scores['mpjpe'] / other['mpjpe']:.0%} of {name}'s" for name, other in trivial.items()))
+    units = dict(mpjpe="mm", pa_mpjpe="mm", n_mpjpe="mm", pck150="%", auc="%", depth_flip="%")
+    lines = [f"{name:10s} {scores[name]:6.1f} {unit}" for name, unit in units.items() if scores.get(name) is not None]
+    if trivial: lines += [f"{label} is " + ", ".join(f"{scores[key] / other[key]:.0%} of {name}'s" for name, other in trivial.items()) for key, label in (("mpjpe", "MPJPE"), ("pa_mpjpe", "PA-MPJPE"))]
     for title, values in (("joint", scores["per_joint"]), ("action", {name: a["mpjpe"] for name, a in scores["per_action"].items()})):
-        lines.append(f"by {title}: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(values.items(), key=lambda item: item[1])))
+        lines.append(f"MPJPE by {title}: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(values.items(), key=lambda item: item[1])))
     return "\n".join(lines)
 
 def plot_lifted(run: Experiment, frames: int = 60): # a figure that plays

@@ -486,6 +486,7 @@ def _notes(tracks: Tracks, lifter: zoo.Trained, network: Network, people: Mappin
     notes, rule = [guess] if guess else [], conversion(tracks.skeleton, lifter.skeleton)
     if frame_rate is None: notes.append("the frame rate was not given and taken as 30 Hz; times, smoothing and windows rest on it")
     if rule.rules: notes.append(f"joints that {tracks.skeleton.name} does not have were made of others: {'; '.join(rule.rules.values())}")
+    if getattr(getattr(getattr(lifter.method, "rays", None), "reading", None), "scale", "") == "head-root-mean": notes.append("this lifter takes everybody to be as far away as the people that it was trained on, so the size of a body is a guess; a variant with a scale by frame does not")
     if network.turn is not None and (angle := math.degrees(math.acos(min(1., (np.trace(network.turn) - 1) / 2)))) > 1: notes.append(f"the camera was turned by {angle:.0f} degrees to stand as the training cameras do")
     if network.stride > 1: notes.append(f"windows take every {network.stride}. frame, because the lifter was trained at {lifter.frame_rate:g} Hz")
     elif network.window > 1 and not .7 < (30. if frame_rate is None else frame_rate) / tracks.frame_step / lifter.frame_rate < 1.5: notes.append(f"the lifter was trained at {lifter.frame_rate:g} Hz, so motion in its windows looks faster here")

@@ -145,7 +145,7 @@ def test_parameters_are_read_by_name(): assert Parameters.of({"seed": 4, "someth
 def test_lines_of_scores(places, pack):
     made, _ = run(martinez, pack, variant="width-512")
     text = score_lines(made.results[made.protocols[0]], made.trivial())
-    assert "mpjpe" in text and "of mean pose's" in text and "by joint: pelvis 0" in text
+    assert "mpjpe" in text and "of mean pose's" in text and "MPJPE by joint: pelvis 0" in text
 
 
 def test_runs_with_different_second_sources_are_different_runs(places, pack, monkeypatch):

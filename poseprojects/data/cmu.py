@@ -149,7 +149,7 @@ def source_folder(
     "The folder of a source, or the sentence that says where to get it."
     root = Path(given).expanduser() if given is not None else shared_data(source)
     if root is None or not root.is_dir():
-        raise InputError(f"{root or source}: the folder of the {source} data is not there, expected it as data_root or below POSEPROJECTS_DATA; data_recipes/{source}/README.md says where to get it")
+        raise InputError(f"{root or source}: the folder of the {source} data is not there, expected it as data_root or below the folder that the environment variable POSEPROJECTS_DATA names; data_recipes/{source}/README.md says where to get it")
     if not any(root.iterdir()): raise InputError(f"{root}: the folder is empty, expected the files that data_recipes/{source}/README.md lists")
     return root
 

@@ -218,7 +218,7 @@ def load(
     if split not in (*SPLITS, "all"): raise InputError(f"split {split!r} is not known, expected 'train', 'test' or 'all'")
     if skeleton not in ("h36m17", "mpii16"): raise InputError(f"skeleton {skeleton!r} is not known, expected 'h36m17' or 'mpii16'")
     root = Path(data_root).expanduser() if data_root is not None else shared_data("mpii")
-    if root is None or not root.is_dir(): raise InputError(f"{root or 'mpii'}: the folder of the mpii data is not there, expected it as data_root or below POSEPROJECTS_DATA; data_recipes/mpii/README.md says where to get it")
+    if root is None or not root.is_dir(): raise InputError(f"{root or 'mpii'}: the folder of the mpii data is not there, expected it as data_root or below the folder that the environment variable POSEPROJECTS_DATA names; data_recipes/mpii/README.md says where to get it")
     kind, path = _found_layout(root, layout)
     names = root / "mpii_image_name.txt" if kind == "array" and (root / "mpii_image_name.txt").is_file() else None
     split_by = split_by or ("image" if kind == "release" or names else "row")

@@ -252,7 +252,7 @@ def load(
     target = {POSE2SIM21.name: POSE2SIM21, **SKELETONS}.get(skeleton)
     if target is None: raise InputError(f"skeleton {skeleton!r} is not known, expected 'h36m17' or 'pose2sim21'")
     root = Path(data_root).expanduser() if data_root is not None else shared_data("pose2sim")
-    if root is None or not root.is_dir(): raise InputError(f"{root or 'pose2sim'}: the folder of the trial is not there, expected it as data_root or below POSEPROJECTS_DATA; data_recipes/pose2sim/README.md says where to get it")
+    if root is None or not root.is_dir(): raise InputError(f"{root or 'pose2sim'}: the folder of the trial is not there, expected it as data_root or below the folder that the environment variable POSEPROJECTS_DATA names; data_recipes/pose2sim/README.md says where to get it")
     files = [calibration_file(root), _one(root, "pose-3d/*.trc"), *sorted(root.glob("pose/*_json/*.json"))]
     kind = "detected" if input_2d == "detected" else "gt"
     settings = {"recipe": "pose2sim", "version": RECIPE, "split": split, "input_2d": kind, "skeleton": skeleton, "sources": digest(files)}
