@@ -351,6 +351,13 @@ def test_the_best_epochs_are_kept(train, test, tmp_path):
     method.load_state_dict(best["method"])
     assert evaluate(method, test, synthetic.PROTOCOL)["mpjpe"] == errors[0][0]
 
+def test_the_best_epoch_is_the_best_by_what_the_protocol_is_quoted_for(train, test, tmp_path):
+    "A method that knows no metres is chosen by errors after alignment."
+    protocol = synthetic.PROTOCOL.but(synthetic.PROTOCOL.id, headline="pa_mpjpe")
+    history = fit(small(train), train, PLAN.changed(epochs=2, learning_rate=2e-2), validation=test, protocol=protocol, folder=tmp_path)
+    kept, = tmp_path.glob("best-*.pt")
+    assert float(kept.stem.split("-")[-1]) == pytest.approx(min(r["validation/pa_mpjpe"] for r in history.rows), abs=1e-3)
+
 def test_the_best_epoch_is_there_when_an_epoch_is_ended_twice(tmp_path):
     "A kill between the best checkpoint and last.pt makes the resumed run end the same epoch again, with the same error."
     for error in (50.12346, 50.12344): # the file's name is rounded up, or down

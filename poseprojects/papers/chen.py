@@ -507,7 +507,8 @@ def _rows(base: Config, prefix: str = "") -> dict[str, Config]:
             "source": dict(source=True, **by_frame), "adapter": dict(source=True, adapter="first", **by_frame), "adapter-joint": dict(source=True, adapter="joint", **by_frame), "adapter+temporal": dict(source=True, adapter="first", temporal=True, **by_frame),
             "detach-projection": dict(detach="back-projection"), "detach-second": dict(detach="second lift"), "dropout": dict(dropout=0.25), "no-batch-norm": dict(batch_norm=False), "every-third": dict(judge_every=3), "cap": dict(cap=0.9),
             "least-squares": dict(adversary="least-squares"), "slope": dict(penalty=2.), "no-slope": dict(penalty=0.), "guided": dict(guide=1.), "unguided": dict(guide=0.), "self-consistency-guided": dict(weights=(0., three_d, two_d, motion), guide=1.), "adversarial-unguided": dict(weights=(1., 0., 0., motion), guide=0.), "upright": dict(tilt=6.8, elevation=5., guide=0.), "wasserstein-penalty": dict(penalty=10., penalty_at="between"), "same-real": dict(real="same"), "fixed-views": dict(views="sample"), "limit": dict(limit=0.2), "roll": dict(roll=10.), "no-elevation": dict(elevation=0.), "start": dict(start=1.)}
-    return {prefix + name: replace(base, **options) for name, options in rows.items()}
+    made = {prefix + name: replace(base, **options) for name, options in rows.items()}
+    return {name: config for name, config in made.items() if config != base} # what the base has anyway is no row
 
 VARIANTS = {"paper": Config(), "16-joints": Config(joints=16), "15-joints": Config(joints=15), **_rows(Config()),
             "short-run": _SHORT, "short-16-joints": replace(_SHORT, joints=16), "short-15-joints": replace(_SHORT, joints=15), **_rows(_SHORT, "short-")}

@@ -436,7 +436,8 @@ def _end_epoch(run: _Run, clock: Clock, tracker: Tracker, settings: _Settings) -
         set_random_state(kept, run.device)
         run.method.train()
         row |= {f"validation/{n}": scores[n] for n in ("mpjpe", "pa_mpjpe")}
-        if settings.kept: keep_best(settings.kept.parent, {"identity": run.identity, "method": run.method.state_dict(), "epoch": clock.epoch + 1}, clock.epoch + 1, row["validation/mpjpe"], settings.keep)
+        error = "pa_mpjpe" if settings.protocol.headline == "pa_mpjpe" else "mpjpe" # a method that knows no metres is not chosen by them
+        if settings.kept: keep_best(settings.kept.parent, {"identity": run.identity, "method": run.method.state_dict(), "epoch": clock.epoch + 1}, clock.epoch + 1, row[f"validation/{error}"], settings.keep)
     tracker.add(row)
     run.history.rows = tracker.rows
 
