@@ -220,7 +220,7 @@ def test_refined_predictions_are_root_relative_and_fit_mirrored_cameras(train):
 
 # ---------------------------------------------------------------- training
 
-@pytest.mark.parametrize("options, clips, batch, epochs", [(dict(frames=3), 60, 24, 2), (dict(refine=True, symmetry=.1, first_stage=.3), 100, 16, 3)], ids=["three frames", "refined"])
+@pytest.mark.parametrize("options, clips, batch, epochs", [(dict(refine=True, symmetry=.1, first_stage=.3), 100, 16, 3)], ids=["refined"])
 def test_short_training_beats_the_trivial_answers(options, clips, batch, epochs, train, test):
     seed_everything(0)
     method = build(train, replace(VARIANTS["short-run"], dropout=0., **options))
