@@ -6,9 +6,9 @@
 __all__ = ['Cameras', 'look_at', 'ring', 'world_to_camera', 'camera_to_world', 'distort', 'undistort', 'mirrored_cameras',
            'project', 'unproject', 'intrinsic_normalize', 'in_view', 'virtual_camera', 'crop_cameras',
            'intrinsic_matrix', 'crop_homography', 'apply_homography', 'screen_normalize', 'screen_denormalize',
-           'hip_normalize', 'head_root_distance', 'head_root_normalize', 'box_normalize', 'box_denormalize',
-           'joint_box', 'metric_box', 'Standardizer', 'LCNTarget', 'lcn_encode', 'lcn_decode', 'lcn_scale',
-           'lcn_unscale', 'poseaug_intrinsics', 'poseaug_project']
+           'mean_distance', 'hip_normalize', 'head_root_distance', 'head_root_normalize', 'box_normalize',
+           'box_denormalize', 'joint_box', 'metric_box', 'Standardizer', 'LCNTarget', 'lcn_encode', 'lcn_decode',
+           'lcn_scale', 'lcn_unscale', 'poseaug_intrinsics', 'poseaug_project']
 
 # %% ../nbs/camera.ipynb #0fceb3d3
 from dataclasses import dataclass, fields
@@ -333,6 +333,13 @@ def screen_denormalize(
     return (screen * resolution[..., None, :1] + resolution[..., None, :]) / 2
 
 # %% ../nbs/camera.ipynb #124ba9a1
+def mean_distance(
+    points: Float[Tensor, "*b j d"], # any unit; of a 3D pose give x and y for its size in the image plane
+    root: int = 0, # row of the root
+) -> Float[Tensor, "*b"]: # same unit
+    "Mean distance of the other joints to the root: the size of a pose (Kudo et al. 2018, release)."
+    return (points - points[..., root:root + 1, :]).norm(dim=-1).sum(-1) / (points.shape[-2] - 1)
+
 def hip_normalize(
     px: Float[Tensor, "*b j d"], # px, or metres for the 3D version
     root: int = 0, # row of the hip
@@ -340,13 +347,12 @@ def hip_normalize(
 ) -> tuple[Float[Tensor, "*b j d"], Float[Tensor, "*b 1 1"]]: # points with the hip at 0, and the scale that was divided by
     "Per frame: hip to the origin, mean distance of the other joints to it to 1 (Kudo et al. 2018, release)."
     centred = px - px[..., root:root + 1, :]
-    distance = (centred[..., :2] if plane else centred).norm(dim=-1)
-    scale = (distance.sum(-1) / (px.shape[-2] - 1))[..., None, None]
+    scale = mean_distance(px[..., :2] if plane else px, root)[..., None, None]
     return centred / scale.clamp_min(torch.finfo(px.dtype).tiny), scale
 
 # %% ../nbs/camera.ipynb #62029eaf
 def head_root_distance(
-    points: Float[Tensor, "*b j 2"], # any unit
+    points: Float[Tensor, "*b j d"], # any unit
     head: int = 10, # row of the head
     root: int = 0, # row of the root
 ) -> Float[Tensor, "*b"]: # same unit

@@ -14,6 +14,7 @@ from typing import Callable, Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from .camera import head_root_distance, mean_distance
 from .metrics import align_similarity, area_under_curve, best_scale, bone_length_error, correct_keypoints, depth_flip, joint_errors, root_align, symmetry_error
 from .skeleton import SKELETONS, Skeleton, mirror
 from .storage import InputError
@@ -166,16 +167,11 @@ def kept_frames(
     return kept
 
 # %% ../nbs/protocol.ipynb #1643d330
-def _in_plane(poses: Float[Tensor, "*b j 3"], root: int) -> Float[Tensor, "*b"]:
-    "Mean distance of the other joints to the root in x and y (Kudo et al., code)."
-    distance = torch.linalg.vector_norm(root_align(poses, root)[..., :2], dim=-1)
-    return distance.sum(-1) / (distance.shape[-1] - 1)
-
-def _head_root(poses: Float[Tensor, "*b j 3"], root: int, skeleton: str) -> Float[Tensor, "*b"]:
-    "Distance from root to head, or to the top of it where the joint set says so."
-    joints = SKELETONS[skeleton]
-    head = joints.index("head" if "head" in joints.joints else "head_top")
-    return torch.linalg.vector_norm(poses[..., head, :] - poses[..., root, :], dim=-1)
+def _true_size(poses: Float[Tensor, "*b j 3"], protocol: Protocol, root: int) -> Float[Tensor, "*b"]:
+    "What the protocol takes from the truth: the size in the image plane (Kudo et al., code), or the distance from root to head, or to the top of it where the joint set says so."
+    if protocol.scale_oracle == "in-plane": return mean_distance(poses[..., :2], root)
+    joints = SKELETONS[protocol.skeleton]
+    return head_root_distance(poses, joints.index("head" if "head" in joints.joints else "head_top"), root)
 
 def as_scored(
     pred: Float[Tensor, "*b j 3"], # predictions, metres (any unit where a scale oracle is in force)
@@ -187,8 +183,8 @@ def as_scored(
     if protocol.alignment == "root": pred = root_align(pred, root)
     if protocol.alignment != "none": target = root_align(target, root)
     if protocol.scale_oracle == "per-pose": pred = best_scale(pred, target)[..., None, None] * pred
-    size = {"in-plane": _in_plane, "head-root": lambda poses, root: _head_root(poses, root, protocol.skeleton)}.get(protocol.scale_oracle)
-    if size: pred = (size(target, root) / size(pred, root).clamp_min(torch.finfo(pred.dtype).tiny))[..., None, None] * pred
+    if protocol.scale_oracle in ("in-plane", "head-root"):
+        pred = (_true_size(target, protocol, root) / _true_size(pred, protocol, root).clamp_min(torch.finfo(pred.dtype).tiny))[..., None, None] * pred
     return pred, target
 
 def choose_hypothesis(

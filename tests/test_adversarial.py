@@ -10,12 +10,13 @@ from conftest import refused, some
 from poseprojects.metrics import facing_sine
 from poseprojects.papers.adversarial import Pool, fool_loss, frozen, gradient_penalty, judge_loss, judged, skip_unless
 from poseprojects.papers.lifters import H36M15, JOINT_SETS, LifterConfig, in_joints, joint_maps, scoring as scoring_of_lifters
+from poseprojects.camera import mean_distance
 from poseprojects.papers.monocular2d import Diary, Reading, baselines, facing, head_root, scoring
 from poseprojects.papers.turning import azimuth, elevation, orthographic, perspective, random_view, roll, turned
 from poseprojects.protocol import CMU, MPI3DHP
 from poseprojects.skeleton import COCO17, H36M17, MPII16, convert
 from poseprojects.train.engine import Batch
-from poseprojects.train.evaluation import MeanPose, NearestPose, evaluate, mean_distance
+from poseprojects.train.evaluation import MeanPose, NearestPose, evaluate
 from poseprojects.train.parallel import Shard
 from poseprojects.train.schedules import Clock
 

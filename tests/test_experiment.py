@@ -168,6 +168,12 @@ def test_people_in_other_joints_are_refused_before_training():
     with pytest.raises(InputError, match="mpi3dhp17.*h36m17.*leave mpi_inf_3dhp out"): Experiment(martinez, dict(dataset="cmu", gpus=0, also_test="hdm05, mpi_inf_3dhp"))
 
 
+def test_a_set_without_3d_says_where_it_is_scored():
+    given = dict(dataset="mpii", variant="short-mpii", gpus=0)
+    assert "scored on nothing; name data sets with 3D poses in also_test" in str(Experiment(chen, given))
+    assert "scored on cmu, hdm05 only" in str(Experiment(chen, given | dict(also_test="cmu,hdm05")))
+
+
 def test_sets_without_3d_are_no_test():
     with pytest.raises(InputError, match="also_test = 'mpii': mpii has no 3D poses to score against; leave mpii out"): Experiment(martinez, dict(dataset="cmu", gpus=0, also_test="mpii"))
 

@@ -26,7 +26,7 @@ from poseprojects.data.pose2sim import read_trc
 from poseprojects.data.sources import example_people
 from poseprojects.lift import Lifting, Network, chosen_camera, level_turn, lift, main, on_grid, opened, camera_of, root_translation, smoothed
 from poseprojects.metrics import mpjpe, pa_mpjpe
-from poseprojects.papers import lcn, martinez, mlp, semgcn, stgcn, videopose
+from poseprojects.papers import chen, lcn, martinez, mlp, semgcn, stgcn, videopose
 from poseprojects.skeleton import COCO17, H36M17, convert
 from poseprojects.storage import project_root
 from poseprojects.train.engine import Batch, fit
@@ -117,6 +117,13 @@ def test_half_the_picture_is_the_same_video(people, tmp_path):
     rows = clip_of(people)
     whole, half = (lift(array(people, rows) * s, (int(1000 * s),) * 2, path, skeleton="h36m17").main.pose for s in (1, .5))
     assert np.abs(whole - half).max() < 1e-5
+
+
+@pytest.mark.parametrize("scale, guesses", [("head-root-mean", True), ("mean-distance", False)])
+def test_a_lifter_that_cannot_know_size_says_so(people, scale, guesses, tmp_path):
+    method = chen.build(people, chen.Config(width=16, blocks=1, judge_blocks=1, scale=scale)).eval()
+    found = lift(array(people, clip_of(people)), SIZE, zoo.save(tmp_path / "x.safetensors", "chen", method, people), skeleton="h36m17")
+    assert any("the size of a body is a guess" in note for note in found.notes) == guesses
 
 
 def test_windows_keep_to_the_frame_rate_of_the_training(people, tmp_path):

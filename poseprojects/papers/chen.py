@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..camera import intrinsic_normalize
+from ..camera import intrinsic_normalize, mean_distance
 from ..data.base import PoseSet
 from ..data.sources import is_unknown
 from .adversarial import KINDS, fool_loss, frozen, gradient_penalty, judge_loss, judged, skip_unless
@@ -29,7 +29,6 @@ from ..protocol import Protocol
 from ..skeleton import Skeleton
 from ..storage import InputError
 from ..train.engine import Batch, Plan, Scheduled
-from ..train.evaluation import mean_distance
 from ..train.schedules import Clock, Schedule
 
 # %% ../../nbs/papers/chen.ipynb #79221637
@@ -527,7 +526,8 @@ def beyond(
     found = []
     if options.get("guide"): found.append(f"a price on limbs that bend the wrong way, in {'the whole' if options['guided'] >= 1 else 'the first {:.0%} of the'.format(options['guided'])} run")
     if options.get("tilt"): found.append(f"cameras that are known to look down by {options['tilt']:g}°")
-    return f"not in the paper: {' and '.join(found)}" if found else ""
+    if options.get("penalty") and options.get("penalty_at") == "real" and options["weights"][0]: found.append("a price on the slope of the discriminators at real poses")
+    return f"not in the paper: {'; '.join(found)}" if found else ""
 
 def prepared(
     train: PoseSet,   # the training set

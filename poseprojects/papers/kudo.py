@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..camera import mean_distance
 from ..data.base import PoseSet, clip_bounds
 from .adversarial import fool_loss, judge_loss, judged, skip_unless
 from .blocks import descend
@@ -25,7 +26,6 @@ from ..protocol import H36M_P1, KUDO, Protocol
 from ..skeleton import Skeleton
 from ..storage import InputError
 from ..train.engine import Batch, Plan, Scheduled
-from ..train.evaluation import mean_distance
 from ..train.schedules import Schedule
 
 # %% ../../nbs/papers/kudo.ipynb #345c95f0

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..camera import head_root_distance, mean_distance
 from ..data.base import PoseSet
 from .lifters import JOINT_SETS, in_joints, joint_maps
 from .turning import azimuth, turned
@@ -20,7 +21,7 @@ from ..protocol import Protocol
 from ..skeleton import Skeleton
 from ..storage import InputError
 from ..train.engine import Batch
-from ..train.evaluation import NearestPose, evaluating, hypotheses, mean_distance
+from ..train.evaluation import NearestPose, evaluating, hypotheses
 from ..train.schedules import Clock
 
 # %% ../../nbs/papers/monocular2d.ipynb #e8fd3a42
@@ -31,7 +32,7 @@ def head_root(
     skeleton: Skeleton,              # their joint set
 ) -> Float[Tensor, "*b"]: # same unit
     "Distance from head to root. Raises `ValueError` for a skeleton without a head."
-    return (points[..., skeleton.index("head"), :] - points[..., skeleton.root, :]).norm(dim=-1)
+    return head_root_distance(points, skeleton.index("head"), skeleton.root)
 
 class Reading(nn.Module):
     "Pixels to what the network reads; made by `Reading.from_data` where the scale is one of the training set."

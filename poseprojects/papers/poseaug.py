@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import ClassVar, Iterator, Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..camera import poseaug_intrinsics, project, screen_denormalize

@@ -234,7 +234,7 @@ class Table:
     def _repr_markdown_(self) -> str: return self.markdown
 
 # %% ../../nbs/results/tables.ipynb #a3626ec1
-TITLES = dict(cmu="CMU motion capture", hdm05="HDM05 (never trained on)", synthetic="synthetic motion", h36m="Human3.6M", mpi_inf_3dhp="MPI-INF-3DHP", pw3d="3DPW", boxing="EPFL amateur boxing")
+TITLES = dict(cmu="CMU motion capture", hdm05="HDM05 (never trained on)", synthetic="synthetic motion", h36m="Human3.6M", mpi_inf_3dhp="MPI-INF-3DHP", pw3d="3DPW", boxing="EPFL amateur boxing", mpii="MPII photographs, 2D only")
 _SHOWN = (("mpjpe", "MPJPE, mm"), ("pa_mpjpe", "PA-MPJPE, mm"), ("n_mpjpe", "N-MPJPE, mm"), ("mpjve", "MPJVE, mm/frame"), ("pck150", "PCK at 150 mm, %"), ("auc", "AUC, %"), ("depth_flip", "depth flips, %"))
 
 def title_of(data: str) -> str:
@@ -269,7 +269,7 @@ def measured_table(
     columns = ("method", "variant", *(() if one else ("trained on",)), "2D input", *(label for _, label in shown), "n", "plan", "epochs", "steps", "fidelity", "checkpoint", "protocol", "produced by")
     rows = tuple((r.method, variant(r), *(() if one else (title_of(r.train_data),)), r.input_2d, *(spread(r.values(key)) for key, _ in shown), str(r.n),
                   r.plan, str(r.epochs), f"{r.steps:,}", r.fidelity, r.selection, f"{r.protocol} [{protocols[r.protocol_line]}]", f"({sources[r.produced_by]})") for r in found)
-    notes = (*([f"trained on {title_of(found[0].train_data)}"] if one and found else []), *(["mean ± standard deviation over n seeds; a commit with + had uncommitted changes in the library; mean_pose and constant_depth have learnt nothing: they are the errors to beat"] if found else []),
+    notes = (*([f"trained on {title_of(found[0].train_data)}"] if one and found else []), *(["mean ± standard deviation over n seeds; a commit with + had uncommitted changes in the library; mean_pose and constant_depth have learnt nothing: they are the errors to beat; nearest_pose answers with the 3D of the training pose whose 2D is nearest"] if found else []),
              *(f"†{k} {text}" for text, k in helped.items()), *(f"[{k}] {line}" for line, k in protocols.items()), *(f"({k}) {source}" for source, k in sources.items()))
     data = tuple((r.method, r.variant, r.plan, r.fidelity, r.train_data, r.test_data, r.input_2d, str(r.epochs), str(r.steps), r.selection, r.protocol, str(r.n), str(r.parameters),
                   *(_number(r.values(key), f) for key, _ in _SHOWN for f in (statistics.fmean, statistics.stdev)), _number([x.samples_per_second for x in r.records], statistics.median),
