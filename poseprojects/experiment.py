@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .data.base import PoseSet, source
 from .data.detectors import require_input
 from .protocol import Protocol
-from .results.records import Record, record_path, write
+from .results.records import Record, read, record_path, write
 from .storage import InputError, in_test, runs_dir
 from .train.checkpoints import best_checkpoint, load_checkpoint, seed_everything
 from .train.devices import choose_devices, peak_memory
@@ -173,15 +173,17 @@ class Experiment:
         return self.train, self.test
 
     def trivial(self, test: PoseSet | None = None, name: str | None = None) -> dict[str, dict]: # predictor -> scores
-        "What predictors score, and are recorded with, that have learnt nothing: the errors to beat. Without arguments on the experiment's own test set."
+        "What predictors score, and are recorded with, that have learnt nothing: the errors to beat. Without arguments on the experiment's own test set. What is on record for the same data is read, not scored again."
         test, name = (self.test, self.given.dataset) if test is None else (test, name)
         if test.pose_3d is None: return {}
         protocol, found = self.with_named_input(source(name).PROTOCOL), {}
         if not hasattr(self, "predictors"): # what looks at the training set does so once
             self.predictors = ({"mean pose": MeanPose(self.loaded)} if self.loaded.pose_3d is not None else {}) | {"constant depth": ConstantDepth()} | (self.paper.baselines(self.loaded) if hasattr(self.paper, "baselines") else {})
         for label, predictor in self.predictors.items():
+            method = label.replace(" ", "_")
+            if (known := self._on_record(name, test, protocol, method)) is not None: found[label] = known; continue
             found[label] = evaluate(predictor, test, protocol, self.device)
-            if self.held is None: self._write(name, test, protocol, found[label], label.replace(" ", "_"))
+            if self.held is None: self._write(name, test, protocol, found[label], method)
         return found
 
     @property
@@ -268,22 +270,29 @@ class Experiment:
                 found.setdefault(name, scores)
         return found
 
-    def _write(self, name: str, test: PoseSet, protocol: Protocol, scores: dict, trivial: str = "") -> str: # trivial: "mean_pose", or "" for the method
-        "One record; nothing inside a test, and nothing on machines that only help."
+    def _record(self, name: str, test: PoseSet, protocol: Protocol, scores: dict, trivial: str = "") -> Record: # trivial: "mean_pose", or "" for the method
+        "What is written of one evaluation."
         where = dict(train_data=self.given.dataset, test_data=name, test_fingerprint=test.fingerprint, input_2d=self.given.input_2d,
                      protocol=protocol.id, protocol_line=str(protocol), metrics=scores, selection=protocol.selection)
-        if trivial: made = Record(method=trivial, variant="trivial", plan="none", fidelity="paper", train_fingerprint=self.loaded.fingerprint, seed=0, epochs=0, steps=0, parameters=0,
+        if trivial: return Record(method=trivial, variant="trivial", plan="none", fidelity="paper", train_fingerprint=self.loaded.fingerprint, seed=0, epochs=0, steps=0, parameters=0,
                                   samples_per_second=0., seconds=0., peak_memory_bytes=peak_memory(self.device), notebook="nbs/train/evaluation.ipynb", notebook_parameters={"dataset": self.given.dataset, "input_2d": self.given.input_2d},
                                   **where, **environment(self.device))
-        else: made = Record(method=self.name, variant=self.variant, plan=self.given.plan, fidelity=self.given.fidelity, train_fingerprint=self.train.fingerprint, seed=self.given.seed,
+        return Record(method=self.name, variant=self.variant, plan=self.given.plan, fidelity=self.given.fidelity, train_fingerprint=self.train.fingerprint, seed=self.given.seed,
                             epochs=self.plan.epochs, steps=self.history.steps, parameters=self.parameters, samples_per_second=self.history.samples_per_second, seconds=self.history.seconds, peak_memory_bytes=self.history.peak_memory,
                             notebook=f"nbs/train_{self.name}.ipynb", notebook_parameters={key: value for key, value in asdict(self.given).items() if key not in ("out_dir", "also_test")},
                             numbers={"plan": asdict(self.plan), "options": options(self.config), "validation": self.given.validation} | ({"more_2d": {name: poses.fingerprint for name, poses in self.beside.items()}} if self.beside else {}), **where, **self.history.environment)
+
+    def _on_record(self, name: str, test: PoseSet, protocol: Protocol, trivial: str) -> dict | None: # the scores
+        "What a predictor that learns nothing has scored on these data before."
+        path = record_path(self._record(name, test, protocol, {"mpjpe": 0.}, trivial)) # which does not hang on the scores
+        if in_test() or not path.is_file(): return None
+        try: return read(path).metrics
+        except InputError: return None # damaged, and replaced
+
+    def _write(self, name: str, test: PoseSet, protocol: Protocol, scores: dict, trivial: str = "") -> str: # the record's name
+        "Writes one record; none inside a test, and none on machines that only help."
         if in_test() or not self.main: return ""
-        path = record_path(made)
-        return path.name if trivial and path.is_file() else write(made).name
-
-
+        return write(self._record(name, test, protocol, scores, trivial)).name
 
 # %% ../nbs/experiment.ipynb #709e89e0
 def score_lines(
