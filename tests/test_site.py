@@ -44,9 +44,9 @@ def pages(site): return [name for name in files(site) if name.endswith(".html") 
 
 
 def opened(site):
-    "The pages that are looked at in the browser: all, but of those of names and sources, which a program makes all alike, one in three."
+    "The pages that are looked at in the browser: all, but of those of names and sources, which a program makes all alike, one in twelve."
     alike = [name for name in pages(site) if name.startswith(("api/", "source/"))]
-    return sorted({*pages(site)} - {*alike} | {*alike[::3]})
+    return sorted({*pages(site)} - {*alike} | {*alike[::12]})
 
 
 def broken_links(site):
@@ -113,7 +113,7 @@ def visited(browser, site, names, patience=15):
             try: page.wait_for_function(READY, timeout=1000 * patience)
             except PlaywrightTimeout: pass # what follows says which figure
             for problem in page.evaluate(EMPTY): say(problem)
-            for width in (1280, TELEPHONE) if k % 4 == 0 or not now[0].startswith(("api/", "source/")) else (1280,): # as in `opened`
+            for width in (1280, TELEPHONE) if k % 2 == 0 or not now[0].startswith(("api/", "source/")) else (1280,): # as in `opened`
                 page.set_viewport_size({"width": width, "height": 900})
                 try: page.wait_for_function(f"{WIDER} <= 0", timeout=2000) # figures need a moment to take the new width
                 except PlaywrightTimeout: say(f"{page.evaluate(WIDER)} pixels wider than {width}")
@@ -265,8 +265,8 @@ def test_a_link_to_nothing_stops_the_build(tmp_path):
 
 # ---------------------------------------------------------------- in a browser
 
-@pytest.mark.parametrize("part", range(8)) # each within the time that one test has
-def test_every_page_opens_without_an_error(site, browser, part): assert visited(browser, site, opened(site)[part::8]) == []
+@pytest.mark.parametrize("part", range(5)) # each within the time that one test has
+def test_every_page_opens_without_an_error(site, browser, part): assert visited(browser, site, opened(site)[part::5]) == []
 
 
 @pytest.mark.parametrize("old, new, expected", [

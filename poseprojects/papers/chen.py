@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DETACH', 'REDUCTIONS', 'TERMS', 'VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'IN_TEST_EVERY', 'back_project', 'Rays',
            'rays_of', 'turned_away', 'turned_back', 'seen_by_camera', 'Trip', 'round_trip', 'difference', 'bending',
-           'ResidualNetwork', 'Config', 'draws_of_samples', 'slope_at_real', 'Pairs', 'pairs_of', 'motion_of',
-           'Adapter', 'Chen', 'beyond', 'prepared', 'streams', 'scoring', 'Reproduction', 'build']
+           'heading', 'ResidualNetwork', 'Config', 'draws_of_samples', 'slope_at_real', 'Pairs', 'pairs_of',
+           'motion_of', 'Adapter', 'Chen', 'beyond', 'prepared', 'streams', 'scoring', 'Reproduction', 'build']
 
 # %% ../../nbs/papers/chen.ipynb #a195e6b7
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Callable, Mapping, NamedTuple
 
 import torch
@@ -116,6 +116,7 @@ DETACH = ("nothing", "back-projection", "second lift")
 class Trip(NamedTuple):
     "A lift, and what came of it; joint 0 is the root. Unit: head-root distances in 3D, focal length one in 2D."
     lifted: Float[Tensor, "b j 3"]            # X
+    rotation: Float[Tensor, "b 3 3"]          # R
     turned: Float[Tensor, "b j 3"]            # Y
     seen: Float[Tensor, "b j 2"]              # y
     again: Float[Tensor, "b j 3"] | None      # Y lifted from y
@@ -124,7 +125,7 @@ class Trip(NamedTuple):
 def round_trip(
     offsets: Callable[[Tensor], Tensor], # the lifter: (b, j, 2) to (b, j)
     pose_2d: Float[Tensor, "b j 2"],     # x
-    rotation: Float[Tensor, "b 3 3"],    # R
+    rotation: Float[Tensor, "b 3 3"] | Callable[[Tensor], Tensor], # R, or what makes it of X
     distance: float = 10.,               # c
     nearest: float = 1.,                 # least depth
     limit: float = 0.,                   # largest coordinate of y; 0: none
@@ -133,15 +134,16 @@ def round_trip(
 ) -> Trip:
     "Steps 1 to 4."
     lifted = back_project(pose_2d, offsets(pose_2d), distance, nearest)
+    if callable(rotation): rotation = rotation(lifted)
     turned = turned_away(lifted, rotation, distance)
     seen = seen_by_camera(turned, nearest, limit)
-    if not returns: return Trip(lifted, turned, seen, None, None)
+    if not returns: return Trip(lifted, rotation, turned, seen, None, None)
     root, goal, read, rays = lifted[:, :1], turned, seen, seen
     if detach == "second lift": root, goal, read, rays = root.detach(), goal.detach(), read.detach(), rays.detach()
     if detach == "back-projection": rays = rays.detach()
     again = back_project(rays, offsets(read), distance, nearest)
     back = seen_by_camera(turned_back(again, rotation, root, distance), nearest)
-    return Trip(lifted, goal if detach == "second lift" else turned, seen, again, back)
+    return Trip(lifted, rotation, goal if detach == "second lift" else turned, seen, again, back)
 
 # %% ../../nbs/papers/chen.ipynb #4413b7cc
 REDUCTIONS = ("norm", "square")
@@ -172,6 +174,16 @@ def bending(
             total = total + ((arm - along * limb) * front).sum(-1)
         return total
     return ahead("hip", "hip", "knee", "ankle") - ahead("shoulder", "shoulder", "elbow", "wrist")
+
+# %% ../../nbs/papers/chen.ipynb #caf8d3d5
+def heading(
+    pose: Float[Tensor, "*b j 3"], # any unit; x to the right, y down, z away from the camera
+    skeleton: Skeleton,            # its joints; hips and shoulders
+) -> Float[Tensor, "*b"]: # radians; 0: the left side at the right of the image, as of somebody who faces the camera
+    "Which way hips and shoulders point, seen from above. A turn by the azimuth a lowers it by a."
+    joint = lambda name: pose[..., skeleton.index(name), :]
+    side = joint("left_hip") - joint("right_hip") + joint("left_shoulder") - joint("right_shoulder")
+    return torch.atan2(side[..., 2], side[..., 0])
 
 # %% ../../nbs/papers/chen.ipynb #d29222fb
 class ResidualNetwork(nn.Module):
@@ -214,6 +226,9 @@ class Config:
     tilt: float = 0.                   # degrees that the real cameras look down: bodies are set upright by so much before the turn, and seen from that height after it; not in the paper
     guide: float = 0.                  # weight of a price on limbs that bend the wrong way, in head-root distances; 0: none; not in the paper
     guided: float = 0.1                # share of the run in which it is asked
+    headings: float = field(default=0., metadata={"neutral": 0.})        # share of the views that turn a body until it faces as another lifted pose does, instead of anywhere; not in the paper
+    headings_after: float = field(default=0.3, metadata={"neutral": 0.3}) # share of the run before
+    headings_spread: float = field(default=10., metadata={"neutral": 10.}) # degrees to either side of the other's
     views: str = "step"                # "step": new ones in every step (B); "sample": always the same for a sample (A) (u)
     weights: tuple[float, float, float, float] = (1., 0.001, 10., 1.) # of the adversarial, 3D, 2D and temporal terms
     reduction: str = "square"          # or "norm" (u)
@@ -245,6 +260,8 @@ class Config:
         if self.adapter != "none" and not self.source: raise InputError(f"Chen: adapter = {self.adapter!r} has nothing to move, expected source = True")
         if len(self.weights) != 4 or min(self.weights) < 0 or not any(self.weights[:3]): raise InputError(f"Chen: weights = {self.weights} train nothing, expected four numbers from 0 on (adversarial, 3D, 2D, temporal) with one of the first three above it")
         if not 0.5 <= self.cap <= 1 or self.judge_every < 1 or self.frames < 1: raise InputError(f"Chen: cap = {self.cap}, judge_every = {self.judge_every}, frames = {self.frames}, expected a share from 0.5 to 1 and whole numbers from 1 on")
+        if not 0 <= self.headings <= 1 or not 0 < self.headings_after < 1: raise InputError(f"Chen: headings = {self.headings}, headings_after = {self.headings_after}, expected shares between 0 and 1; the run begins without headings")
+        if self.headings and (self.azimuth < 180 or self.views == "sample" or self.real == "same" or not self.judges): raise InputError("Chen: headings are those of the discriminator's real poses, expected azimuth = 180, views = 'step', real = 'other' and an adversarial weight with them")
         if not 0 < self.adapter_share < 1 or not 0 <= self.guided <= 1 or not 0 < self.nearest < self.distance: raise InputError(f"Chen: adapter_share = {self.adapter_share}, guided = {self.guided}, nearest = {self.nearest}, distance = {self.distance}, expected shares between 0 and 1 and a least depth between 0 and the distance")
 
     @property
@@ -357,10 +374,11 @@ class Chen(nn.Module):
         "One step of the discriminators, then one of the lifter against them."
         losses = self.train_adapter(batch, optimizers)
         parts = self.parts(batch)
-        seen, rotation = self.gathered(parts), self.views(parts)
-        trip = self.trip(seen, rotation)
-        motion = self.motion(batch, trip, rotation) if self.temporal_judge is not None else None
-        if self.judge is not None: losses |= self.train_judge("judge", self.real(parts, seen), self.judged_form(trip.seen), parts, optimizers, leads=True)
+        seen = self.gathered(parts)
+        views, real = self.views(parts, seen)
+        trip = self.trip(seen, views)
+        motion = self.motion(batch, trip) if self.temporal_judge is not None else None
+        if self.judge is not None: losses |= self.train_judge("judge", real, self.judged_form(trip.seen), parts, optimizers, leads=True)
         if motion is not None: losses |= self.train_judge("temporal_judge", *motion, [batch], optimizers)
         with frozen(*(n for n in (self.judge, self.temporal_judge) if n is not None)):
             terms = self.terms(seen, trip, motion)
@@ -393,14 +411,36 @@ class Chen(nn.Module):
             self.elsewhere[batch.poses.name] = made.to(self.rays.gain.device)
         return self.elsewhere[batch.poses.name](batch)
 
-    def views(self, parts: list[Batch]) -> Float[Tensor, "n 3 3"]:
-        "A rotation for each sample, elevation after azimuth, roll last."
-        draws = torch.cat([part.rand(3) if self.config.views == "step" else draws_of_samples(part.index) for part in parts])
+    def views(self, parts: list[Batch], seen: Float[Tensor, "n j 2"]) -> tuple[Tensor | Callable[[Tensor], Tensor], Float[Tensor, "n j 2"]]: # and the discriminator's real poses
+        "A rotation for each sample, elevation after azimuth, roll last; one that goes by headings is made of the lifts. Seen from there, the bodies should look like the real poses."
+        c = self.config
+        draws = torch.cat([part.rand(3) if c.views == "step" else draws_of_samples(part.index) for part in parts])
+        real = self.real(parts, seen) if self.judge is not None else seen
+        if not c.headings or parts[0].clock.step < c.headings_after * parts[0].clock.steps: return self.view(draws), real
+        more = torch.cat([part.rand(2) for part in parts])
+        with torch.no_grad(): other = self.heading(self.lifted(real))
+        def made(lifted: Float[Tensor, "n j 3"]) -> Float[Tensor, "n 3 3"]:
+            away = self.heading(lifted.detach()) - other + math.radians(c.headings_spread) * (2 * more[:, 0] - 1)
+            share = torch.where(more[:, 1] < c.headings, (away / (2 * math.pi) + 0.5) % 1, draws[:, 0]) # of a full turn
+            return self.view(torch.cat([share[:, None], draws[:, 1:]], 1))
+        return made, real
+
+    def view(self, draws: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3 3"]: # draws: azimuth, elevation, roll, from 0 to 1
+        "The rotations, for bodies as the camera sees them."
         either = lambda angle, middle=0.: (math.radians(middle - angle), math.radians(middle + angle))
         view = random_view(draws, either(self.config.azimuth), either(self.config.elevation, self.config.tilt), either(self.config.roll))
-        return view @ elevation(draws.new_full((1,), -math.radians(self.config.tilt))) if self.config.tilt else view
+        return view @ self.upright(draws) if self.config.tilt else view
 
-    def trip(self, seen: Float[Tensor, "n j 2"], rotation: Float[Tensor, "n 3 3"]) -> Trip:
+    def upright(self, like: Tensor) -> Float[Tensor, "1 3 3"]:
+        "From the camera's frame to one whose y points down."
+        return elevation(like.new_full((1,), -math.radians(self.config.tilt)))
+
+    def heading(self, lifted: Float[Tensor, "n j 3"]) -> Float[Tensor, "n"]: # radians
+        "Which way bodies face, about the axis of the azimuth."
+        pose = lifted - lifted[:, :1]
+        return heading(pose @ self.upright(pose).mT if self.config.tilt else pose, self.body)
+
+    def trip(self, seen: Float[Tensor, "n j 2"], rotation: Float[Tensor, "n 3 3"] | Callable[[Tensor], Tensor]) -> Trip:
         "There and, where the losses ask for it, back."
         c = self.config
         return round_trip(self.offsets, seen, rotation, c.distance, c.nearest, c.limit, c.detach, c.returns)
@@ -414,12 +454,12 @@ class Chen(nn.Module):
         "A fake as discriminators see it."
         return self.rays.remeasured(fake) if self.config.rescale else fake
 
-    def motion(self, batch: Batch, trip: Trip, rotation: Float[Tensor, "n 3 3"]) -> tuple[Float[Tensor, "b i"], Float[Tensor, "b i"]]: # real and fake
+    def motion(self, batch: Batch, trip: Trip) -> tuple[Float[Tensor, "b i"], Float[Tensor, "b i"]]: # real and fake
         "What the temporal discriminator compares: two frames of a clip, and their lifts turned by the same rotation."
         n, pairs = len(batch), pairs_of(batch, self.config.frames)
         own, other = self.rays(batch), self.rays(pairs.partner)
-        moved = seen_by_camera(turned_away(self.lifted(other), rotation[:n], self.config.distance), self.config.nearest, self.config.limit)
-        return motion_of(own, other, pairs, self.config.pair), motion_of(trip.seen[:n], moved, pairs, self.config.pair)
+        moved = seen_by_camera(turned_away(self.lifted(other), trip.rotation[:n], self.config.distance), self.config.nearest, self.config.limit)
+        return motion_of(own, other, pairs, self.config.pair), motion_of(self.judged_form(trip.seen[:n]), self.judged_form(moved), pairs, self.config.pair)
 
     def train_judge(self, name: str, real: Tensor, fake: Tensor, parts: list[Batch], optimizers: Mapping[str, torch.optim.Optimizer], leads: bool = False) -> dict[str, Tensor]: # leads: its accuracy decides on steps
         "A step of a discriminator, where its turn has come and the accuracy allows; the accuracy before it."
@@ -505,7 +545,7 @@ def _rows(base: Config, prefix: str = "") -> dict[str, Config]:
             "temporal": dict(temporal=True), "norm": dict(reduction="norm"), "equal-weights": dict(weights=(1., 1., 1., 1.)), "by-frame": by_frame, "mpii": dict(joints=15, guide=1., guided=1., **by_frame), "head-root": dict(scale="head-root"),
             "source": dict(source=True, **by_frame), "adapter": dict(source=True, adapter="first", **by_frame), "adapter-joint": dict(source=True, adapter="joint", **by_frame), "adapter+temporal": dict(source=True, adapter="first", temporal=True, **by_frame),
             "detach-projection": dict(detach="back-projection"), "detach-second": dict(detach="second lift"), "dropout": dict(dropout=0.25), "no-batch-norm": dict(batch_norm=False), "every-third": dict(judge_every=3), "cap": dict(cap=0.9),
-            "least-squares": dict(adversary="least-squares"), "slope": dict(penalty=2.), "no-slope": dict(penalty=0.), "guided": dict(guide=1.), "unguided": dict(guide=0.), "self-consistency-guided": dict(weights=(0., three_d, two_d, motion), guide=1.), "adversarial-unguided": dict(weights=(1., 0., 0., motion), guide=0.), "upright": dict(tilt=6.8, elevation=5., guide=0.), "wasserstein-penalty": dict(penalty=10., penalty_at="between"), "same-real": dict(real="same"), "fixed-views": dict(views="sample"), "limit": dict(limit=0.2), "roll": dict(roll=10.), "no-elevation": dict(elevation=0.), "start": dict(start=1.)}
+            "least-squares": dict(adversary="least-squares"), "slope": dict(penalty=2.), "no-slope": dict(penalty=0.), "guided": dict(guide=1.), "unguided": dict(guide=0.), "self-consistency-guided": dict(weights=(0., three_d, two_d, motion), guide=1.), "adversarial-unguided": dict(weights=(1., 0., 0., motion), guide=0.), "upright": dict(tilt=6.8, elevation=5., guide=0.), "headings": dict(headings=0.9, **by_frame), "wasserstein-penalty": dict(penalty=10., penalty_at="between"), "same-real": dict(real="same"), "fixed-views": dict(views="sample"), "limit": dict(limit=0.2), "roll": dict(roll=10.), "no-elevation": dict(elevation=0.), "start": dict(start=1.)}
     made = {prefix + name: replace(base, **options) for name, options in rows.items()}
     return {name: config for name, config in made.items() if config != base} # what the base has anyway is no row
 
@@ -525,6 +565,7 @@ def beyond(
     if fidelity == "release": return "not the paper's method: the public reproduction, which is told true 3D poses"
     found = []
     if options.get("guide"): found.append(f"a price on limbs that bend the wrong way, in {'the whole' if options['guided'] >= 1 else 'the first {:.0%} of the'.format(options['guided'])} run")
+    if options.get("headings"): found.append("views in which bodies face as the training poses do")
     if options.get("tilt"): found.append(f"cameras that are known to look down by {options['tilt']:g}°")
     if options.get("penalty") and options.get("penalty_at") == "real" and options["weights"][0]: found.append("a price on the slope of the discriminators at real poses")
     return f"not in the paper: {'; '.join(found)}" if found else ""
