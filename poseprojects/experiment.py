@@ -23,7 +23,7 @@ from .data.base import PoseSet, source
 from .data.detectors import require_input
 from .protocol import Protocol
 from .results.records import Record, read, record_path, write
-from .storage import InputError, in_test, runs_dir
+from .storage import InputError, choices, in_test, runs_dir
 from .train.checkpoints import best_checkpoint, load_checkpoint, seed_everything
 from .train.devices import choose_devices, peak_memory
 from .train.engine import Batch, History, Plan, fit, run_identity
@@ -80,9 +80,9 @@ def look_up(
     table: str,        # "PLANS" or "VARIANTS"
     name: str,         # of an entry
 ) -> Any: # the entry
-    "An entry of a paper's table. Raises `InputError` that lists the names."
+    "An entry of a paper's table. Raises `InputError` that says which names there are."
     entries, kind = getattr(paper, table), table.lower().removesuffix("s")
-    if name not in entries: raise InputError(f"{method_name(paper)}: {kind} {name!r} is not known; choose one of {', '.join(entries)}")
+    if name not in entries: raise InputError(f"{method_name(paper)}: {kind} {name!r} is not known; {choices(name, entries)}")
     return entries[name]
 
 def options(

@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 from ..data.base import source
 from .executors import Executor, LocalExecutor, Task
 from .records import WHERE, Record, plain, portable_path, read
-from ..storage import InputError, atomic_write, project_root, results_dir, runs_dir
+from ..storage import InputError, atomic_write, choices, project_root, results_dir, runs_dir
 
 # %% ../../nbs/results/grid.ipynb #1debc614
 def parameters_of(
@@ -180,7 +180,7 @@ def _runs(where: str, entry: Mapping, folder: Path) -> Iterator[Run]:
             for value in values: _check_value(where, name, value, defaults[name])
             known = getattr(_paper(notebook.stem.removeprefix("train_")), {"plan": "PLANS", "variant": "VARIANTS"}.get(name, ""), None)
             for value in values:
-                if known and value not in known: raise InputError(f"{where}: {notebook.name} has no {name} {value!r}; choose one of {', '.join(known)}")
+                if known and value not in known: raise InputError(f"{where}: {notebook.name} has no {name} {value!r}; {choices(value, known)}")
         seeds = [_whole(where, "seeds", seed, 0) for seed in _listed(where, "seeds", entry["seeds"])] if "seeds" in entry else [None]
         for name, needed in (("seed", "seeds" in entry), ("also_test", bool(also))):
             if needed and name not in defaults: raise InputError(f"{where}: {notebook.name} has no parameter {name}, so {'seeds' if name == 'seed' else name} cannot be given")
@@ -272,7 +272,7 @@ class Placed:
     "Where the data of a run is."
     parameters: dict            # for the notebook: data_root and also_test
     also_test: tuple[str, ...]  # the sets that are there
-    missing: str                # the data set that is not there, without which there is no run; "" when it is
+    missing: str                # the data sets that are not there, without which there is no run; "" when they are
     left_out: str               # the sets of also_test that are not there
 
     @property
@@ -283,7 +283,8 @@ def place_data(
     data: Path | None,  # folder with one folder per data set
 ) -> Placed:
     "Looks where the data of a run is."
-    dataset, root = {**run.defaults, **run.given}.get("dataset"), run.given.get("data_root")
+    said = {**run.defaults, **run.given}
+    dataset, root = said.get("dataset"), run.given.get("data_root")
     root = None if root is None else (project_root() / Path(root).expanduser()).resolve()
     base = root.parent if root else data
     there = lambda name: not needs_files(name) or (base is not None and (base / name).is_dir())
@@ -292,7 +293,9 @@ def place_data(
     parameters = {"also_test": ",".join(also)} if also else {}
     if root: parameters["data_root"] = str(root)
     elif base and "data_root" in run.defaults and dataset and any(map(needs_files, (dataset, *also))): parameters["data_root"] = str(base / dataset)
-    return Placed(parameters, also, "" if found else dataset or portable_path(str(root)), ", ".join(name for name in run.also_test if name not in also))
+    missing = [*([] if found else [dataset or portable_path(str(root))]), *(name for name in str(said.get("more_2d") or "").replace(",", " ").split() if not there(name)),
+               *(run.also_test if dataset and not also and not _has_3d(dataset) else [])]
+    return Placed(parameters, also, ", ".join(missing), ", ".join(name for name in run.also_test if name not in also))
 
 def data_folder(
     data: str | Path | None, # given by the user
