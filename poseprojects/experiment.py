@@ -149,7 +149,7 @@ class Experiment:
         "Whether the paper's `streams` has room for further data sets."
         return hasattr(self.paper, "streams") and len(signature(self.paper.streams).parameters) > 2
 
-    def _beside(self, name: str) -> Path | None: # of a data set
+    def folder_of(self, name: str) -> Path | None: # of a data set
         "Its folder: beside that of the training set."
         return Path(self.given.data_root).parent / name if self.given.data_root else None
 
@@ -167,7 +167,7 @@ class Experiment:
         self.train = self.paper.prepared(train, self.config, self.given.fidelity) if hasattr(self.paper, "prepared") else train
         if in_test(): # which only asks whether the notebook works
             self.train, self.test = (poses.select(torch.arange(0, len(poses), getattr(self.paper, "IN_TEST_EVERY", 8))) for poses in (self.train, self.test))
-        self.beside = {name: module.load("train", self._beside(name), self.given.input_2d if self.given.input_2d in module.ABOUT.inputs else "gt") for name, module in self.more.items()}
+        self.beside = {name: module.load("train", self.folder_of(name), self.given.input_2d if self.given.input_2d in module.ABOUT.inputs else "gt") for name, module in self.more.items()}
         self.streams: Mapping[str, PoseSet] = self.paper.streams(self.train, self.config, *([self.beside] if self._takes_more else [])) if hasattr(self.paper, "streams") else {"train": self.train}
         self.train = next(iter(self.streams.values()))
         return self.train, self.test
@@ -262,7 +262,7 @@ class Experiment:
         "Scores and records the method on the other data sets, whose people were never part of its training; `self.simple` holds what the trivial answers score there."
         found, self.simple = {}, {}
         for name, other in self.others.items():
-            elsewhere = other.load("test", self._beside(name), self.given.input_2d)
+            elsewhere = other.load("test", self.folder_of(name), self.given.input_2d)
             self.simple[name] = self.trivial(elsewhere, name)
             for protocol in self.scoring(other.PROTOCOL):
                 scores = self.scores(elsewhere, protocol)
