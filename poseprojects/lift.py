@@ -609,7 +609,7 @@ def write_pages(lifted: Lifted, folder: Path) -> list[Path]: # a page for each p
     "Pages that turn and play, with everything in them."
     need_package("plotly", "poses in a page")
     from poseprojects.view.plots import save_html
-    return [save_html(page(lifted, n), folder / f"{lifted.name}_person{n}.html", f"{lifted.name}, person {n}") for n in lifted.people]
+    return [save_html(page(lifted, n), folder / f"{lifted.name}_person{n}.html", f"{lifted.name}, person {n}", [lifted.lifter, *lifted.notes]) for n in lifted.people]
 
 # %% ../nbs/lift.ipynb #cbf5ea25
 def video_facts(

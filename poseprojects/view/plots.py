@@ -13,7 +13,7 @@ import numpy as np
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 from ..skeleton import Skeleton
 from ..storage import InputError, atomic_write
 from .colours import CENTRE, COLOURS, ERRORS, FLOOR, joint_colours
@@ -70,11 +70,13 @@ def save_html(
     figure: "plotly.graph_objects.Figure", # a figure of this module
     path: str | PathLike,                  # the page to write
     title: str = "pose",                   # shown in the browser's tab
+    below: Iterable[str] = (),             # paragraphs under the figure
 ) -> Path: # the page, which needs neither a kernel nor a network
     "Writes the figure as one page with plotly.js in it (about 5 MB)."
     from html import escape
     from plotly.offline import get_plotlyjs
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><script>{get_plotlyjs()}</script><body>{html(figure)}</body></html>'
+    texts = "".join(f"<p>{escape(text)}</p>" for text in below)
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><script>{get_plotlyjs()}</script><body style="font-family: sans-serif">{html(figure)}{texts}</body></html>'
     with atomic_write(path) as temporary: temporary.write_text(page, encoding="utf-8")
     return Path(path)
 
