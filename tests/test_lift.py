@@ -363,8 +363,8 @@ def test_the_page_holds_everything_it_needs(walk, tmp_path):
     assert [p.name for p in pages] == ["walk_person0.html", "walk_person1.html"]
     text = pages[0].read_text()
     assert "Plotly" in text and len(text) > 3_000_000 and '<script src=' not in text and '"frame 39"' not in text and "frame 39" in text
-    from html import escape
-    assert walk.notes and all(f"<p>{escape(note)}</p>" in text for note in walk.notes)
+    noted, = replace(walk, notes=("people <guessed>",), people={0: walk.people[0]}).write(tmp_path, ["html"])
+    assert "<p>people &lt;guessed&gt;</p>" in noted.read_text() and "guessed" not in text
 
 
 def test_a_long_page_says_what_it_leaves_out(walk):
