@@ -195,6 +195,7 @@ class Experiment:
         "A fresh method with the statistics of the training set."
         seed_everything(self.given.seed)
         self.method = self.paper.build(self.train, self.config, self.given.fidelity)
+        self.method.fidelity = self.given.fidelity # part of what a checkpoint belongs to
         return self.method
 
     @property

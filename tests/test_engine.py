@@ -204,17 +204,17 @@ def test_resume_false_begins_again(train, tmp_path):
     a = fit(small(train, seed=3), train, PLAN.changed(epochs=1), folder=tmp_path, resume=False, seed=3)
     assert a.steps == 43 and [r["epoch"] for r in json.loads((tmp_path / "history.json").read_text())] == [1]
 
-@pytest.mark.parametrize("what", ["plan: epochs", "plan: learning rate", "plan: schedule", "seed", "data", "data: other stream", "config", "method", "weights"])
+@pytest.mark.parametrize("what", ["plan: epochs", "plan: learning rate", "plan: schedule", "seed", "data", "data: other stream", "config", "fidelity", "method", "weights"])
 def test_another_run_in_the_folder_is_refused(train, test, tmp_path, what):
     fit(Linear(), train, PLAN.changed(epochs=1), folder=tmp_path)
     before = (tmp_path / "last.pt").read_bytes()
     class Other(Linear): "Another method of the same shape."
-    configured = Linear(); configured.config = "other"
+    configured, released = Linear(), Linear(); configured.config, released.fidelity = "other", "release"
     wider = Linear(); wider.extra = nn.Linear(3, 3)
     plan = PLAN.changed(epochs=1)
     method, sets, plan, seed = {"plan: epochs": (Linear(), train, PLAN, 0), "plan: learning rate": (Linear(), train, plan.changed(learning_rate=2e-3), 0),
         "plan: schedule": (Linear(), train, plan.changed(schedule=Schedule("linear")), 0), "seed": (Linear(), train, plan, 1), "data": (Linear(), test, plan, 0),
-        "data: other stream": (Linear(), {"train": train, "real": test}, plan, 0), "config": (configured, train, plan, 0), "method": (Other(), train, plan, 0), "weights": (wider, train, plan, 0)}[what]
+        "data: other stream": (Linear(), {"train": train, "real": test}, plan, 0), "config": (configured, train, plan, 0), "fidelity": (released, train, plan, 0), "method": (Other(), train, plan, 0), "weights": (wider, train, plan, 0)}[what]
     weights = {k: v.clone() for k, v in method.state_dict().items()}
     with pytest.raises(InputError) as refusal: fit(method, sets, plan, folder=tmp_path, seed=seed)
     message = str(refusal.value)

@@ -227,7 +227,7 @@ class NonFiniteLoss(ArithmeticError):
 def run_identity(method: nn.Module, streams: Mapping[str, PoseSet], plan: Plan, seed: int) -> dict: # JSON values
     "What must agree for a run to be resumed."
     shapes = "".join(f"{n}{tuple(t.shape)}" for n, t in method.state_dict().items())
-    return {"method": type(method).__name__, "config": repr(getattr(method, "config", "")), "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+    return {"method": type(method).__name__, "config": repr(getattr(method, "config", "")), "fidelity": getattr(method, "fidelity", "paper"), "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16],
             "plan": json.loads(json.dumps(asdict(plan))), "seed": seed, "data": [[n, p.fingerprint] for n, p in streams.items()]}
 
 def _differing(a: str, b: str, length: int = 80) -> tuple[str, str]:
