@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterable, Mapping, Sequence
-from .records import WHERE, Record, identity
+from .records import WHERE, Record, asked_seed, identity
 from ..storage import InputError, atomic_write, results_dir
 
 # %% ../../nbs/results/tables.ipynb #873c51dc
@@ -175,7 +175,7 @@ def runs(
     groups: dict = defaultdict(dict)
     for record in sorted(records, key=lambda r: (r.created, identity(r))):
         key = (record.test_data, record.train_data, record.method, record.variant, record.plan, record.fidelity, record.input_2d, record.protocol, record.selection, record.epochs, identity(record, seed=False))
-        groups[key][record.seed] = record
+        groups[key][record.seed, asked_seed(record)] = record # two runs that were asked for different seeds are two, also when one of them began again
     return [Run(tuple(of_seed[seed] for seed in sorted(of_seed))) for _, of_seed in sorted(groups.items())]
 
 def spread(
@@ -287,7 +287,7 @@ def _number(values: Sequence[float], function) -> str:
     return "" if len(values) < (2 if function is statistics.stdev else 1) else f"{function(values):.3f}"
 
 # %% ../../nbs/results/tables.ipynb #d7f40daf
-_CHANGES = ("epochs", "batch_size", "learning_rate", "validation") # parameters that make a plan another plan
+_CHANGES = ("epochs", "batch_size", "learning_rate", "validation", "baseline_epochs") # parameters that make a plan another plan
 
 def comparable(
     figure: Published, # a reference row
