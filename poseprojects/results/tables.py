@@ -12,6 +12,7 @@ __all__ = ['COLUMNS', 'METRICS', 'WHOLE', 'KINDS', 'TITLES', 'NEEDED', 'ACTIONS'
 import csv, io, re, statistics
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from importlib import import_module
 from importlib.util import find_spec
@@ -307,7 +308,8 @@ def comparable(
     trained_on = "h36m" if "cross-dataset" in figure.protocol else data
     return (names("run", f"{figure.method} / {figure.variant}") == f"{run.method} / {run.variant}" and run.plan == "paper" and bool(data)
             and not any(run.notebook_parameters.get(name) for name in _CHANGES)
-            and run.test_data == data and run.train_data == trained_on and run.protocol in names("protocol", figure.protocol).split()
+            and run.test_data == data and run.train_data == trained_on and ("best epoch" not in figure.protocol or run.selection == "best-on-test")
+            and run.protocol.removesuffix("-best-on-test") in names("protocol", figure.protocol).split() and ("best epoch" in figure.protocol or not run.protocol.endswith("-best-on-test"))
             and run.input_2d == (names("input_2d", figure.input_2d) or None) and bool(run.values(METRICS.get(figure.quantity, ""), figure.part)))
 
 # %% ../../nbs/results/tables.ipynb #912ba11e
@@ -402,7 +404,7 @@ class Summary:
     @property
     def paper(self) -> ModuleType: return _paper(self.method)
 
-    @property
+    @cached_property
     def steps(self) -> dict[str, dict[str, tuple[str, str]]]: # lifter -> step -> (method, variant)
         return self.paper.pairs()[self.family]
 
@@ -417,7 +419,7 @@ class Summary:
         protocols = self.paper.scoring(source(self.test_data).PROTOCOL, config, fidelity)
         return protocols[0].id if selection != "best-on-test" else next((p.id for p in protocols if p.selection == selection), "")
 
-    @property
+    @cached_property
     def order(self) -> list[str]: # of the steps; the first is what the others are compared with
         return list(dict.fromkeys(step for steps in self.steps.values() for step in steps))
 
