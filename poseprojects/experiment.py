@@ -26,7 +26,7 @@ from .results.records import Record, read, record_path, write
 from .storage import InputError, choices, in_test, runs_dir
 from .train.checkpoints import best_checkpoint, load_checkpoint, seed_everything
 from .train.devices import choose_devices, peak_memory
-from .train.engine import Batch, History, Plan, fit, run_identity
+from .train.engine import Batch, History, Plan, fit, run_identity, steps_of_epoch
 from .train.evaluation import ConstantDepth, MeanPose, evaluate, evaluating, hypotheses
 from .train.tracking import environment
 from .zoo import save as save_lifter
@@ -102,9 +102,16 @@ class Experiment:
     `paper` is a module with `VARIANTS`, `PLANS`, `DEFAULT_VARIANT` and `build(train, config, fidelity)`; where it has `prepared`, `streams`, `scoring`, `scored` or `baselines`, they are used. A data set without 3D is learnt from, and the method is scored on `also_test` only.
     Raises `InputError`, before any data is read, for a parameter that nothing goes with."""
 
-    def __init__(self, paper: ModuleType, namespace: Mapping[str, Any]): # namespace: `globals()` of the notebook
+    def __init__(self,
+        paper: ModuleType,               # of poseprojects.papers
+        namespace: Mapping[str, Any],    # `globals()` of the notebook
+        notebook: str | None = None,     # that is run; None: the method's own
+        asked: Mapping[str, Any] = {},   # parameters of the notebook that are not among `Parameters`, or were given otherwise than they are used; for the record
+        numbers: Mapping[str, Any] = {}, # what decides the result besides plan and options, such as the epochs of an earlier step; for the record
+    ):
         given = Parameters.of(namespace)
         self.paper, self.given, self.name = paper, given, method_name(paper)
+        self.notebook, self.asked, self.numbers = notebook or f"nbs/train_{self.name}.ipynb", dict(asked), dict(numbers)
         self.devices = choose_devices(given.gpus, given.workers, given.nodes, given.rendezvous)
         self.device = self.devices.main
         self.plan: Plan = look_up(paper, "PLANS", given.plan).changed(epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate)
@@ -203,9 +210,22 @@ class Experiment:
         "How large the method is."
         return sum(p.numel() for p in self.method.parameters() if p.requires_grad)
 
+    @property
+    def planned(self) -> Plan:
+        "The numbers of the run; a test trains for one epoch."
+        return self.plan.changed(epochs=1) if in_test() else self.plan
+
+    @property
+    def complete(self) -> bool:
+        "Whether this very run lies finished in its folder, so that `fit` only loads it."
+        if not (self.out_dir and self.given.resume): return False
+        path = (self.out_dir if self.given.out_dir else self._own(self.out_dir, self.planned)) / "last.pt"
+        state = load_checkpoint(path) if path.is_file() else {}
+        return state.get("identity") == self._identity(self.planned) and state["history"]["steps"] >= self.planned.epochs * steps_of_epoch(self.train, self.planned, self.devices.world)
+
     def fit(self) -> History:
         "Trains the method; a run that was killed goes on, one that is complete is loaded."
-        plan = self.plan.changed(epochs=1) if in_test() else self.plan
+        plan = self.planned
         if self.out_dir and not self.given.out_dir and self.given.resume: self.out_dir = self._own(self.out_dir, plan)
         peeks = any(p.selection == "best-on-test" for p in self.protocols) and self.out_dir # as a release did; the record says so
         self.history = fit(self.method, self.streams, plan, folder=self.out_dir, device=self.devices, seed=self.given.seed, resume=self.given.resume,
@@ -220,9 +240,13 @@ class Experiment:
 
     def _own(self, folder: Path, plan: Plan) -> Path:
         "The folder, or one beside it where a run of the same names but with other numbers, options or data has left its checkpoint."
-        mine = json.loads(json.dumps(run_identity(self.method, self.streams, plan, self.given.seed)))
+        mine = self._identity(plan)
         if not (folder / "last.pt").is_file() or load_checkpoint(folder / "last.pt").get("identity") == mine: return folder
         return folder.with_name(f"{folder.name}-{hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()[:8]}")
+
+    def _identity(self, plan: Plan) -> dict:
+        "What a checkpoint of this run says of itself."
+        return json.loads(json.dumps(run_identity(self.method, self.streams, plan, self.given.seed)))
 
     def scores(self, test: PoseSet, protocol: Protocol) -> dict:
         "Scores under a protocol, of the checkpoint that it selects, on the samples that paper or release score."
@@ -253,11 +277,16 @@ class Experiment:
 
     def best(self) -> dict | None: # scores under the headline protocol; None when no subjects are held out, or nothing was kept
         "Scores and records the epoch that was best on the held-out subjects; the method ends with the weights of the last epoch."
-        if self.held is None or self.out_dir is None or not self.history.main or not self.results: return None
+        if not self.chose or not self.results: return None
         protocol = self.protocols[0].but(self.protocols[0].id, selection="best-on-validation")
         scores = self.scores(self.test, protocol)
         self._write(self.given.dataset, self.test, protocol, scores)
         return scores
+
+    @property
+    def chose(self) -> bool:
+        "Whether held-out subjects have chosen an epoch, which is kept."
+        return self.held is not None and self.out_dir is not None and self.history.main
 
     def across(self) -> dict[str, dict]: # data set -> scores under its headline protocol
         "Scores and records the method on the other data sets, whose people were never part of its training; `self.simple` holds what the trivial answers score there."
@@ -265,7 +294,8 @@ class Experiment:
         for name, other in self.others.items():
             elsewhere = other.load("test", self.folder_of(name), self.given.input_2d)
             self.simple[name] = self.trivial(elsewhere, name)
-            for protocol in self.scoring(other.PROTOCOL):
+            protocols = self.scoring(other.PROTOCOL)
+            for protocol in (*protocols, *([protocols[0].but(protocols[0].id, selection="best-on-validation")] if self.chose else [])):
                 scores = self.scores(elsewhere, protocol)
                 self._write(name, elsewhere, protocol, scores)
                 found.setdefault(name, scores)
@@ -280,8 +310,8 @@ class Experiment:
                                   **where, **environment(self.device))
         return Record(method=self.name, variant=self.variant, plan=self.given.plan, fidelity=self.given.fidelity, train_fingerprint=self.train.fingerprint, seed=self.given.seed,
                             epochs=self.plan.epochs, steps=self.history.steps, parameters=self.parameters, samples_per_second=self.history.samples_per_second, seconds=self.history.seconds, peak_memory_bytes=self.history.peak_memory,
-                            notebook=f"nbs/train_{self.name}.ipynb", notebook_parameters={key: value for key, value in asdict(self.given).items() if key not in ("out_dir", "also_test")},
-                            numbers={"plan": asdict(self.plan), "options": options(self.config), "validation": self.given.validation} | ({"more_2d": {name: poses.fingerprint for name, poses in self.beside.items()}} if self.beside else {}), **where, **self.history.environment)
+                            notebook=self.notebook, notebook_parameters={key: value for key, value in (asdict(self.given) | self.asked).items() if key not in ("out_dir", "also_test")},
+                            numbers={"plan": asdict(self.plan), "options": options(self.config), "validation": self.given.validation, **self.numbers} | ({"more_2d": {name: poses.fingerprint for name, poses in self.beside.items()}} if self.beside else {}), **where, **self.history.environment)
 
     def _on_record(self, name: str, test: PoseSet, protocol: Protocol, trivial: str) -> dict | None: # the scores
         "What a predictor that learns nothing has scored on these data before."

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from poseprojects.train.engine import Scheduled
+from poseprojects.train.engine import Scheduled, TrainingStopped
 from poseprojects.train.schedules import Schedule
 
 
@@ -106,6 +106,18 @@ def inputs(rows, shape):
 
 LAYERS = [("rows", lambda: nn.Sequential(nn.BatchNorm1d(4, eps=1e-3), nn.Dropout(0.4)), (4,)), ("frames", lambda: nn.BatchNorm1d(4, momentum=None), (4, 5)),
           ("images", lambda: nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.Dropout2d(0.3)), (4, 3, 5)), ("in place", lambda: nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.5, inplace=True)), (4, 3, 5))]
+
+class Sunk(TrainingStopped): "A method's own reason to stop."
+
+class Together(nn.Module):
+    "Several methods that take their steps one after another: one start of processes shows them all."
+    def __init__(self, **methods):
+        super().__init__()
+        self.methods = nn.ModuleDict(methods)
+    def optimizers(self, plan): return {f"{name}/{part}": scheduled for name, method in self.methods.items() for part, scheduled in method.optimizers(plan).items()}
+    def step(self, batch, optimizers):
+        own = lambda name: {key.removeprefix(f"{name}/"): optimizer for key, optimizer in optimizers.items() if key.startswith(f"{name}/")}
+        return {f"{name}/{part}": loss for name, method in self.methods.items() for part, loss in method.step(batch, own(name)).items()}
 
 def perish(shard, device):
     "One process kills itself, whenever it is started; the other one waits for it."

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from parallel_methods import LAYERS, Adversarial, Interrupted, Lifter, exchange, inputs, perish
+from parallel_methods import LAYERS, Adversarial, Interrupted, Lifter, Sunk, exchange, inputs, perish
 from poseprojects.data import synthetic
+from poseprojects.data.base import PoseSet
 from poseprojects.papers.martinez import Config, Martinez
 from poseprojects.storage import InputError
 from poseprojects.train import engine, parallel
 from poseprojects.train.checkpoints import load_checkpoint, seed_everything
 from poseprojects.train.devices import Devices, choose_devices
-from poseprojects.train.engine import Batch, NonFiniteLoss, Plan, Stream, fit
+from poseprojects.train.engine import Batch, NonFiniteLoss, Plan, Stream, TrainingStopped, fit
 from poseprojects.train.evaluation import evaluate
 from poseprojects.train.parallel import Shard, WorkerError, launch, share_layers
 from poseprojects.train.schedules import Clock, Schedule
@@ -193,6 +194,33 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(train, tmp_path):
     message = str(stop.value)
     assert "loss mse became NaN" in message and "step 60" in message and str(tmp_path / "run" / "last.pt") in message and "\n" not in message
     assert load_checkpoint(tmp_path / "run" / "last.pt")["history"]["steps"] == 43
+
+@pytest.mark.parametrize("named, comes", [("parallel_methods.Sunk", Sunk), ("elsewhere.Sunk", WorkerError), ("poseprojects.train.engine.NonFiniteLoss", NonFiniteLoss), ("os.system", WorkerError)])
+def test_what_a_method_stops_with_comes_out_as_itself(named, comes, monkeypatch):
+    "A kind that is derived from one that is let through, known here under that name; nothing is imported to find it."
+    error = {"kind": named.rpartition(".")[2], "class": named, "rank": 1, "message": "it sank (50 %)", "traceback": "Traceback"}
+    monkeypatch.setattr(parallel, "_elastic", lambda *_: lambda *_: {0: {"value": None, "error": error}, 1: {"value": None, "error": error}})
+    with pytest.raises(comes) as stop: launch(perish, (), TWO, (TrainingStopped,))
+    assert type(stop.value) is comes and (str(stop.value) == "it sank (50 %)" if comes is not WorkerError else "in process 1: it sank" in str(stop.value))
+    with pytest.raises(WorkerError): launch(perish, (), TWO)
+
+def test_streams_of_one_set_share_it(train, monkeypatch):
+    seen, saved, moved = {}, [], []
+    def to(poses, device): # a device to which everything is copied once
+        if not any(poses is known for known in moved): moved.append(poses := replace(poses, pose_2d=poses.pose_2d.clone()))
+        return poses
+    monkeypatch.setattr(PoseSet, "to", to)
+    class Looks(Lifter):
+        def step(self, batch, optimizers):
+            seen.update({name: id(other.poses) for name, other in {"train": batch, **batch.others}.items()})
+            return super().step(batch, optimizers)
+    few, other = train.select(torch.arange(256)), train.select(torch.arange(256, 512))
+    fit(Looks(), {"train": few, "again": few, "other": other}, replace(PLAN, epochs=1), show=False)
+    assert seen["train"] == seen["again"] != seen["other"] and len(moved) == 2
+    def stops(function, arguments, *_): saved.append(arguments[2]); raise WorkerError("enough")
+    monkeypatch.setattr(engine, "launch", stops)
+    with pytest.raises(WorkerError, match="enough"): fit(Lifter(), {"train": few, "again": few, "other": other}, PLAN, device=TWO, show=False)
+    assert saved[0]["train"] == saved[0]["again"] != saved[0]["other"]
 
 @pytest.mark.slow
 def test_processes_that_always_die():

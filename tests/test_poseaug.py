@@ -10,19 +10,26 @@ from torch import nn
 
 import parity
 from conftest import refused, some
+from parallel_methods import Together
+from test_results import a_record
 from poseprojects.camera import poseaug_intrinsics, poseaug_project, screen_normalize
 from poseprojects.data import synthetic
 from poseprojects.data.base import open_set
 from poseprojects.papers import poseaug
 from poseprojects.papers.adversarial import fool_loss
-from poseprojects.papers.poseaug import RULES, VARIANTS, Collapsed, Config, augment, build, lifter_config, lifter_paper, rules_of, scoring, streams
+from poseprojects.experiment import Experiment, options
+from poseprojects.papers.poseaug import RULES, VARIANTS, Collapsed, Config, augment, build, first_of, lifter_config, lifter_paper, rules_of, scoring, settled, streams, with_restarts
 from poseprojects.papers.poseaug_losses import (FAR, MIDDLE, NEAR, NEAREST, band_loss, feedback_exponential, feedback_ratio, group_errors, kept_by_release, kept_in_view, project_in_front,
                                                 range_loss, rectified_loss)
 from poseprojects.papers.poseaug_networks import (BONES, GROUPS, LOCKED, PARTS, TEMPLATES, TORSO, Augmentor, ImageJudge, PoseJudge, directions, mean_lengths, rotation_of, to_bones, to_joints,
                                                   with_lengths)
 from poseprojects.protocol import CMU, CMU16, H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_H36M
+from poseprojects.results.grid import Run, disagreement, parameters_of
+from poseprojects.results.records import asked_seed, read, read_all
+from poseprojects.results.tables import runs
 from poseprojects.skeleton import H36M16, H36M17
-from poseprojects.train.checkpoints import load_checkpoint, seed_everything
+from poseprojects.storage import project_root
+from poseprojects.train.checkpoints import load_checkpoint, save_checkpoint, seed_everything
 from poseprojects.train.devices import Devices
 from poseprojects.train.engine import Batch, Plan, fit
 from poseprojects.train.evaluation import evaluate
@@ -426,18 +433,17 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
     assert strip(unbroken.rows) == strip(resumed.rows) and len(whole.fakes) == 0
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fidelity", ["paper", "release"])
-def test_two_processes_are_one(few, fidelity):
-    "All losses agree: pools, kept poses and (in the paper's order) dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
+def test_two_processes_are_one(few):
+    "All losses agree, by paper and by release in one start of the processes: pools, kept poses and (in the paper's order) dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
     runs = []
     for device in ("cpu", Devices("cpu", processes=2)):
-        method = made(few, fidelity, lifter_options=("width=32", "units=standard", *(("dropout=0.",) if fidelity == "release" else ())))
-        runs.append(fit(method, streams(few, method.config), PLAN.changed(epochs=2, learning_rate=1e-7), device=device, show=False))
+        method = Together(paper=made(few, "paper"), release=made(few, "release", lifter_options=("width=32", "units=standard", "dropout=0.")))
+        runs.append(fit(method, streams(few, Config(**SMALL)), PLAN.changed(epochs=2, learning_rate=1e-7), device=device, show=False))
     assert len(runs[0].first_losses) == len(runs[1].first_losses) == 10
     for k, (x, y) in enumerate(zip(*(r.first_losses for r in runs))):
         assert sorted(x) == sorted(y)
-        for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if (fidelity, name) == ("release", "augmented") else 1e-4, abs=1e-5), (k, name) # two processes leave an odd last sample of the pass out
-    assert {"real", "augmented", "feedback"} <= set(runs[0].first_losses[-1])
+        for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if name == "release/augmented" else 1e-4, abs=1e-5), (k, name) # two processes leave an odd last sample of the pass out
+    assert {f"{fidelity}/{name}" for fidelity in ("paper", "release") for name in ("real", "augmented", "feedback")} <= set(runs[0].first_losses[-1])
 
 def test_a_collapse_is_said(few):
     method = made(few, warmup=0)
@@ -445,6 +451,76 @@ def test_a_collapse_is_said(few):
     with pytest.raises(Collapsed, match="nearly the same pose.*another seed"): fit(method, streams(few, method.config), PLAN.changed(learning_rate=1e-9), show=False)
     method = made(few, warmup=0, most_accurate=0.)
     with pytest.raises(Collapsed, match="tell every augmented pose from a real one"): fit(method, streams(few, method.config), PLAN, show=False)
+
+@pytest.fixture
+def tried(tmp_path, monkeypatch):
+    "A function that trains a tiny variant for one epoch with a seed, in so many processes; below seed 4 its judges always win."
+    for name in ("RUNS", "RESULTS", "CACHE"): monkeypatch.setenv(f"POSEPROJECTS_{name}", str(tmp_path / name.lower()))
+    monkeypatch.setattr(synthetic, "load", lambda split, root=None, input_2d="gt", original=synthetic.load: (poses := original(split, samples=8000)).select(torch.arange(0, len(poses), 10)))
+    monkeypatch.setitem(VARIANTS, "tiny", Config(**SMALL))
+    monkeypatch.setattr(poseaug, "build", lambda train, config, fidelity, original=build: original(train, replace(config, most_accurate=0. if torch.initial_seed() < 4 else 1.), fidelity))
+    def run(seed, asked=None, workers=None, **given):
+        made = Experiment(poseaug, dict(variant="tiny", epochs=1, batch_size=64, gpus=None if workers else 0, seed=seed, workers=workers) | given, asked=dict(seed=seed if asked is None else asked))
+        made.load(); made.build(); made.fit()
+        return made
+    return run
+
+def test_seeds_are_tried_one_after_another(capsys):
+    def run(seed):
+        if seed < 5: raise Collapsed(f"flat at {seed}")
+        return seed
+    assert with_restarts(run, 3, 2) == 5 and capsys.readouterr().out == "seed 3: flat at 3\nseed 4: flat at 4\n" and with_restarts(run, 7, 0) == 7
+    for first, restarts in ((3, 1), (4, 0)):
+        with pytest.raises(Collapsed, match="flat at 4"): with_restarts(run, first, restarts)
+
+@pytest.mark.slow
+def test_several_processes_collapse_as_one_and_the_next_seed_is_recorded(tried, capsys):
+    "The record says which seed was used and which was asked for; the run that was asked for that seed is another one."
+    made = with_restarts(lambda seed: tried(seed, asked=3, workers=2 if seed == 3 else None), 3, 1)
+    assert made.given.seed == 4 and made.history.steps > 0 and "seed 3: the judges tell every augmented pose from a real one" in capsys.readouterr().out
+    made.evaluate(); made.record()
+    assert [(r.seed, r.notebook_parameters["seed"]) for r in read_all()] == [(4, 3)]
+    notebook = project_root() / "nbs" / "train_poseaug.ipynb"
+    assert [disagreement(read_all()[0], Run(notebook, dict(variant="tiny", epochs=1, batch_size=64, seed=seed), parameters_of(notebook))) for seed in (3, 4)] == ["", "seed 3"]
+    other = tried(4)
+    other.evaluate(); other.record()
+    assert sorted((r.seed, asked_seed(r)) for r in read_all()) == [(4, 3), (4, 4)] and [r.n for r in runs(read_all())] == [2]
+
+@pytest.mark.parametrize("plan, variant", [("quick", "semgcn-short"), ("paper", "semgcn")])
+def test_a_lifter_is_another_name_of_its_variant(plan, variant):
+    "The same experiment, so the same record; the same run of a grid, which finds that record."
+    one, two, three = (Experiment(poseaug, settled(dict(plan=plan, gpus=0) | given)) for given in (dict(lifter="semgcn", stage="both"), dict(variant=variant), dict(lifter="semgcn", variant=variant, stage="poseaug")))
+    assert one.given == two.given == three.given and one.folder_name == two.folder_name and one.variant == variant
+    notebook = project_root() / "nbs" / "train_poseaug.ipynb"
+    of_grid = [Run(notebook, given, parameters_of(notebook)) for given in (dict(plan=plan, lifter="semgcn"), dict(plan=plan, variant=variant), dict(plan=plan, lifter="semgcn", stage="poseaug", restarts=3), dict(plan=plan, lifter="mlp"))]
+    assert len({r.key for r in of_grid[:3]}) == 1 != len({r.key for r in of_grid})
+    record = a_record(method="poseaug", variant=variant, plan=plan, notebook="nbs/train_poseaug.ipynb", notebook_parameters={k: v for k, v in vars(one.given).items() if k not in ("out_dir", "also_test")},
+                      numbers=dict(plan={}, options=options(one.config)))
+    assert [disagreement(record, r) for r in of_grid] == ["", "", "", f"variant {variant}"]
+
+@pytest.mark.parametrize("given, says", [
+    (dict(lifter="mlp", variant="semgcn-short"), "contradict each other"), (dict(lifter="gcn"), "expected one of mlp"), (dict(stage="second"), "expected one of both, baseline, poseaug"), (dict(restarts=-1), "0 or larger"),
+    (dict(restarts=True), "0 or larger"), (dict(stage="baseline", epochs=3), "expected baseline_epochs"), (dict(stage="baseline", restarts=1), "leaves out"), (dict(stage="baseline", learning_rate=1e-3), "leaves out")])
+def test_parameters_that_contradict_each_other_are_refused(given, says): assert says in refused(settled, dict(plan="quick") | given)
+
+def test_the_first_step_has_one_name_whichever_variant_asks_for_it():
+    names = {first_of(name) for name in VARIANTS if name.startswith("mlp-short")}
+    assert names == {"mlp-short"} and first_of("stgcn") == "stgcn" and first_of("mlp-s1") == "mlp-s1"
+    for name in VARIANTS: assert next(iter(poseaug.baseline(VARIANTS[first_of(name)]).VARIANTS.items())) == next(iter(poseaug.baseline(VARIANTS[name]).VARIANTS.items()))
+
+def test_a_first_step_counts_when_it_is_complete(tried, tmp_path):
+    made = Experiment(poseaug.baseline(VARIANTS["tiny"]), dict(epochs=2, batch_size=64, gpus=0), notebook="nbs/train_poseaug.ipynb", asked=dict(stage="baseline", epochs=None, baseline_epochs=2))
+    made.load(); made.build()
+    assert not made.complete
+    made.fit(); made.evaluate()
+    assert made.complete and not (setattr(made, "plan", made.plan.changed(epochs=3)) or made.complete)
+    made.plan = made.plan.changed(epochs=2)
+    record = read(tmp_path / "results" / "runs" / "synthetic" / "mlp" / made.record()[0])
+    assert record.notebook == "nbs/train_poseaug.ipynb" and record.notebook_parameters["stage"] == "baseline" and record.notebook_parameters["epochs"] is None and record.numbers["plan"]["epochs"] == 2
+    state = load_checkpoint(made.out_dir / "last.pt")
+    state["history"]["steps"] -= 1
+    save_checkpoint(state, made.out_dir / "last.pt")
+    assert not made.complete
 
 def test_the_control_is_the_lifter_alone(few):
     method = made(few, augment=False)

@@ -20,7 +20,7 @@ from poseprojects.papers.chen import VARIANTS
 from poseprojects.protocol import PROTOCOLS
 from poseprojects.results import records, tables
 from poseprojects.results.records import Record, environment, exists, find, identity, portable_path, read, read_all, record_path, write
-from poseprojects.results.tables import all_tables, comparable, measured_table, names, origin, published, published_table, runs, spread, write_tables
+from poseprojects.results.tables import all_tables, comparable, measured_table, names, origin, published, published_table, runs, spread, summaries, summary_table, write_tables
 from poseprojects.storage import InputError, project_root
 
 
@@ -288,6 +288,77 @@ def test_p2_is_compared_on_pa_mpjpe_only(figures, known):
     table = published_table(figures, [on_h36m(input_2d="sh-finetuned")], known, "h36m", "martinez")
     shown = {(r[2], r[3]): r[4] for r in table.rows if r[1] == "all-actions model"}
     assert shown["SH fine-tuned", "PA-MPJPE, mm"].startswith("36.0") and shown["SH fine-tuned", "MPJPE, mm"].startswith("45.9") and shown["ground truth", "MPJPE, mm"] == "needs data"
+
+
+def of_pair(method, variant, seed, mpjpe, **changes):
+    "A record of train_poseaug on cmu; `asked` is the seed that it was asked for."
+    parameters = dict(dataset="cmu", plan="quick", seed=changes.pop("asked", seed)) | changes.pop("parameters", {})
+    return a_record(**dict(method=method, variant=variant, seed=seed, metrics=dict(mpjpe=mpjpe, pa_mpjpe=mpjpe / 2), protocol="cmu-16", notebook="nbs/train_poseaug.ipynb", notebook_parameters=parameters) | changes)
+
+ALONE, WITH = ("semgcn", "poseaug-units-standard"), ("poseaug", "semgcn-short")
+
+def summary(found, known, **wanted):
+    "The one summary table with these properties, and its row for SemGCN on the true 2D."
+    about, = (s for s in summaries(found, ["poseaug", "martinez", "nobody"]) if all(getattr(s, k) == v for k, v in (dict(train_data="cmu") | wanted).items()))
+    table = summary_table(found, about, known)
+    return table, dict(zip([f"{a}|{b}" if b == "change" else b for a, b in zip(("", *table.columns), table.columns)], next(row for row in table.rows if row[:2] == ("semgcn", "gt"))))
+
+def test_a_summary_sets_pairs_side_by_side(known):
+    "Changes are those of single seeds; the spread of 20 mm between seeds is not theirs."
+    found = [of_pair(*ALONE, s, m) for s, m in ((0, 60.), (1, 80.), (2, 70.))] + [of_pair(*WITH, s, m) for s, m in ((0, 55.), (1, 74.), (3, 10.))]
+    table, row = summary(found, known)
+    assert row == {"lifter": "semgcn", "2D input": "gt", "alone, last": "70.0 ± 10.0", "alone, best on validation": "–", "with PoseAug, last": "46.3 ± 32.9", "with PoseAug, last|change": "−5.5 ± 0.7",
+                   "with PoseAug, best on validation": "–", "with PoseAug, best on validation|change": "–", "n": "3", "seeds": "alone: 0, 1, 2; with PoseAug: 0, 1, 3"}
+    assert [r[:2] for r in table.rows] == [(lifter, i) for lifter in ("mlp", "semgcn", "stgcn", "videopose") for i in ("gt", "cpn-like", "detectron-like", "hrnet-like")]
+    assert all(r[2] == r[4] == "needs data" and r[-2:] == ("0", "–") for r in table.rows if r[:2] != ("semgcn", "gt"))
+    assert table.title == "PoseAug, short runs, plan quick: trained on CMU motion capture, tested on CMU motion capture" and table.grey == ()
+    data = [dict(zip(table.data_columns, r)) for r in table.data_rows]
+    assert [(d["step"], d["mpjpe_mean"], d["pa_mpjpe_mean"], d["n"], d["seeds"]) for d in data] == [("alone", "70.000", "35.000", "3", "0, 1, 2"), ("with PoseAug", "46.333", "23.167", "3", "0, 1, 3")]
+
+def test_a_summary_holds_every_rule_that_chooses_an_epoch(known):
+    held = dict(parameters=dict(validation="A"))
+    chosen = [of_pair(*step, 0, m, selection=s, **held) for step, s, m in ((ALONE, "last", 60.), (ALONE, "best-on-validation", 59.), (WITH, "last", 55.), (WITH, "best-on-validation", 51.))]
+    released = [of_pair(*WITH, 0, 58., fidelity="release"), of_pair(*WITH, 0, 50., fidelity="release", selection="best-on-test", protocol="cmu-16-best-on-test"), of_pair(*ALONE, 0, 62.)]
+    _, row = summary(chosen + released, known, validation="A")
+    assert (row["alone, best on validation"], row["with PoseAug, best on validation"], row["with PoseAug, best on validation|change"], row["with PoseAug, last|change"]) == ("59.0", "51.0", "−8.0", "−5.0")
+    assert not any("released" in column for column in row)
+    table, row = summary(chosen + released, known, validation="")
+    assert (row["with PoseAug as released, last"], row["with PoseAug as released, best on test"], row["with PoseAug as released, best on test|change"], row["with PoseAug, last"]) == ("58.0", "50.0", "−12.0", "needs data")
+    assert [table.columns[k] for k in table.grey] == ["with PoseAug as released, best on test", "change"] and table.html.count("grey") == 2 * 17 and "*50.0*" in table.markdown and "*58.0*" not in table.markdown
+    incomplete, row = summary(chosen[:3], known, validation="A")
+    assert row["with PoseAug, best on validation"] == "needs data"
+
+def test_what_is_another_run_stays_out_of_a_summary(known):
+    "Other epochs, another notebook, another protocol, another test set, an older run of the same names; a control has its own column."
+    found = [of_pair(*ALONE, 0, 60.), of_pair(*WITH, 0, 55.)]
+    others = [of_pair(*WITH, 0, 1., epochs=9, parameters=dict(epochs=9)), of_pair(*WITH, 0, 2., parameters=dict(baseline_epochs=9), numbers=dict(baseline_epochs=9)), of_pair(*WITH, 0, 3., train_fingerprint="old", created="2020-01-31T12:00:00Z"),
+              of_pair(*ALONE, 0, 4., notebook="nbs/train_semgcn.ipynb", epochs=7), of_pair(*WITH, 0, 5., protocol="cmu")]
+    table, row = summary(found + others, known, test_data="cmu")
+    assert (row["alone, last"], row["with PoseAug, last"], row["n"], row["seeds"]) == ("60.0", "55.0", "1", "0") and any(note.startswith("3 further runs") for note in table.notes)
+    across = [replace(r, test_data="hdm05", protocol="hdm05-16", metrics=dict(mpjpe=2 * r.metrics["mpjpe"])) for r in found]
+    assert summary(found + across, known, test_data="hdm05")[1]["with PoseAug, last|change"] == "−10.0"
+    control = of_pair("poseaug", "semgcn-short-real", 0, 58.)
+    assert "as long alone, last" not in row and summary(found + [control], known)[1]["as long alone, last|change"] == "−2.0"
+
+def test_a_run_that_began_again_keeps_its_place(known):
+    found = [of_pair(*ALONE, s, 60. + s) for s in (0, 1)] + [of_pair(*WITH, 1, 50., asked=0), of_pair(*WITH, 1, 52.)]
+    row = summary(found, known)[1]
+    assert row["with PoseAug, last|change"] == "−9.5 ± 0.7" and row["seeds"] == "alone: 0, 1; with PoseAug: 1 for 0, 1" and row["n"] == "2"
+    assert len({record_path(r) for r in found}) == 4
+
+def test_the_published_summaries_are_there_before_any_record(figures, known):
+    tables = {t.name: t for t in all_tables([], figures, known) if t.name.startswith("summary")}
+    assert list(tables) == ["summary-poseaug-h36m-h36m-paper-as_released", "summary-poseaug-h36m-mpi_inf_3dhp-paper-as_released"]
+    for table in tables.values(): assert len(table.rows) == 16 and {cell for row in table.rows for cell in row[2:]} == {"needs data", "–", "0"} and table.data_rows == ()
+
+def test_the_release_of_poseaug_is_compared_with_the_epoch_chosen_as_it_did(figures, known):
+    "Its best epochs on the test set are not what our last epoch is."
+    after = next(f for f in figures if f.file == "poseaug" and f.variant == "SemGCN PoseAug (released code)" and f.dataset == "H36M" and f.input_2d == "HR")
+    before = next(f for f in figures if f.file == "poseaug" and f.variant == "SemGCN baseline (released code)" and f.dataset == "3DHP" and f.input_2d == "HR")
+    run = lambda **changes: runs([on_h36m(**dict(method="poseaug", variant="semgcn", input_2d="hrnet", protocol="poseaug-h36m-best-on-test", selection="best-on-test", fidelity="release") | changes)])[0]
+    assert comparable(after, run(), known) and not comparable(after, run(protocol="poseaug-h36m", selection="last"), known)
+    alone = dict(method="semgcn", variant="poseaug", test_data="mpi_inf_3dhp", selection="last", fidelity="paper")
+    assert comparable(before, run(protocol="poseaug-3dhp", **alone), known) and not comparable(before, run(protocol="poseaug-3dhp-best-on-test", **alone), known)
 
 
 def test_seeds_are_one_row_and_other_runs_are_not():

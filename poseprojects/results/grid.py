@@ -83,7 +83,8 @@ class Run:
 
     @property
     def values(self) -> dict[str, Any]: # what decides the numbers
-        return {name: plain(value, name) for name, value in {**self.defaults, **self.given}.items() if name not in WHERE}
+        settled = getattr(_paper(self.method), "settled", dict) # some parameters are other names of others
+        return {name: plain(value, name) for name, value in settled({**self.defaults, **self.given}).items() if name not in WHERE}
 
     @property
     def home(self) -> str | None: # None for a notebook that names no data set

@@ -5,18 +5,22 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'METRICS', 'WHOLE', 'KINDS', 'TITLES', 'NEEDED', 'ACTIONS', 'Published', 'published', 'Names', 'names',
            'origin', 'marked', 'Run', 'runs', 'spread', 'Table', 'title_of', 'not_in_the_paper', 'measured_table',
-           'comparable', 'published_table', 'action_table', 'checks_table', 'all_tables', 'page', 'write_tables']
+           'comparable', 'published_table', 'action_table', 'Summary', 'summaries', 'summary_table', 'checks_table',
+           'all_tables', 'page', 'write_tables']
 
 # %% ../../nbs/results/tables.ipynb #012ee540
 import csv, io, re, statistics
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterable, Mapping, Sequence
-from .records import WHERE, Record, identity
+from types import ModuleType
+from typing import Any, Iterable, Mapping, Sequence
+from ..data.base import source
+from .records import WHERE, Record, asked_seed, identity
 from ..storage import InputError, atomic_write, results_dir
 
 # %% ../../nbs/results/tables.ipynb #873c51dc
@@ -175,7 +179,7 @@ def runs(
     groups: dict = defaultdict(dict)
     for record in sorted(records, key=lambda r: (r.created, identity(r))):
         key = (record.test_data, record.train_data, record.method, record.variant, record.plan, record.fidelity, record.input_2d, record.protocol, record.selection, record.epochs, identity(record, seed=False))
-        groups[key][record.seed] = record
+        groups[key][record.seed, asked_seed(record)] = record # two runs that were asked for different seeds are two, also when one of them began again
     return [Run(tuple(of_seed[seed] for seed in sorted(of_seed))) for _, of_seed in sorted(groups.items())]
 
 def spread(
@@ -197,6 +201,7 @@ class Table:
     notes: tuple[str, ...] = ()        # below the table
     data_columns: tuple[str, ...] = () # of the CSV; () = as `columns`
     data_rows: tuple[tuple[str, ...], ...] = ()
+    grey: tuple[int, ...] = ()         # columns to be read with reserve: grey in HTML, slanted in Markdown
 
     @property
     def markdown(self) -> str:
@@ -204,14 +209,15 @@ class Table:
         cell = lambda text: re.sub(r"\s+", " ", text).replace("|", "\\|")
         line = lambda cells: "| " + " | ".join(map(cell, cells)) + " |"
         rule = "|" + "|".join(" ---: " if self._numeric(k) else " --- " for k in range(len(self.columns))) + "|"
-        body = [line(self.columns), rule, *map(line, self.rows)] if self.rows else ["*nothing yet*"]
+        slanted = lambda row: [f"*{text}*" if k in self.grey else text for k, text in enumerate(row)]
+        body = [line(slanted(self.columns)), rule, *(line(slanted(row)) for row in self.rows)] if self.rows else ["*nothing yet*"]
         return "\n".join([f"## {self.title}", "", *body, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
 
     @property
     def html(self) -> str:
         "The table as part of a page."
-        number = [' class="number"' if self._numeric(k) else "" for k in range(len(self.columns))]
-        kind = lambda k, text: number[k] or (' class="long"' if len(text) > 30 else "")
+        words = [[*(["number"] if self._numeric(k) else []), *(["grey"] if k in self.grey else [])] for k in range(len(self.columns))]
+        kind = lambda k, text: f' class="{" ".join(words[k])}"' if words[k] else ' class="long"' if len(text) > 30 else ""
         cells = lambda tag, row: "<tr>" + "".join(f"<{tag}{kind(k, text)}>{escape(text)}</{tag}>" for k, text in enumerate(row)) + "</tr>"
         quoted = lambda note: re.sub("`([^`]+)`", r"<code>\1</code>", escape(note))
         notes = "".join(f"<li>{quoted(note)}</li>" for note in self.notes)
@@ -247,12 +253,15 @@ def _numbered(texts: Iterable[str]) -> dict[str, int]:
     for text in texts: found.setdefault(text, len(found) + 1)
     return found
 
+def _paper(method: str) -> ModuleType | None:
+    "The module of a method, or None for one that is not of this package."
+    return import_module(f"poseprojects.papers.{method}") if method.isidentifier() and find_spec(f"poseprojects.papers.{method}") else None
+
 def not_in_the_paper(
     run: Run, # of any method
 ) -> str: # "" where its paper's module says nothing
     "What a run was helped by, in the words of `beyond` of its paper's module."
-    if not run.method.isidentifier() or find_spec(f"poseprojects.papers.{run.method}") is None: return ""
-    beyond = getattr(import_module(f"poseprojects.papers.{run.method}"), "beyond", None)
+    beyond = getattr(_paper(run.method), "beyond", None)
     return beyond(run.numbers.get("options") or {}, run.fidelity) if beyond else ""
 
 def measured_table(
@@ -287,7 +296,7 @@ def _number(values: Sequence[float], function) -> str:
     return "" if len(values) < (2 if function is statistics.stdev else 1) else f"{function(values):.3f}"
 
 # %% ../../nbs/results/tables.ipynb #d7f40daf
-_CHANGES = ("epochs", "batch_size", "learning_rate", "validation") # parameters that make a plan another plan
+_CHANGES = ("epochs", "batch_size", "learning_rate", "validation", "baseline_epochs") # parameters that make a plan another plan
 
 def comparable(
     figure: Published, # a reference row
@@ -299,7 +308,8 @@ def comparable(
     trained_on = "h36m" if "cross-dataset" in figure.protocol else data
     return (names("run", f"{figure.method} / {figure.variant}") == f"{run.method} / {run.variant}" and run.plan == "paper" and bool(data)
             and not any(run.notebook_parameters.get(name) for name in _CHANGES)
-            and run.test_data == data and run.train_data == trained_on and run.protocol in names("protocol", figure.protocol).split()
+            and run.test_data == data and run.train_data == trained_on and ("best epoch" not in figure.protocol or run.selection == "best-on-test")
+            and run.protocol.removesuffix("-best-on-test") in names("protocol", figure.protocol).split() and ("best epoch" in figure.protocol or not run.protocol.endswith("-best-on-test"))
             and run.input_2d == (names("input_2d", figure.input_2d) or None) and bool(run.values(METRICS.get(figure.quantity, ""), figure.part)))
 
 # %% ../../nbs/results/tables.ipynb #912ba11e
@@ -380,6 +390,128 @@ def action_table(
     return Table(f"published-{data}-{file}-actions", f"{title_of(data)}, per action: {names('file', file) or file}",
                  ("method", "variant", "2D input", "metric", "origin", *ACTIONS, "Average"), tuple(rows), notes if rows else ())
 
+# %% ../../nbs/results/tables.ipynb #80d4c008
+@dataclass(frozen=True)
+class Summary:
+    "What one summary table is about."
+    method: str          # such as "poseaug"
+    train_data: str
+    test_data: str
+    plan: str
+    family: str          # a key of the method's `pairs`
+    validation: str = "" # subjects that were held out
+
+    @property
+    def paper(self) -> ModuleType: return _paper(self.method)
+
+    @cached_property
+    def steps(self) -> dict[str, dict[str, tuple[str, str]]]: # lifter -> step -> (method, variant)
+        return self.paper.pairs()[self.family]
+
+    @property
+    def published(self) -> bool:
+        "Whether it is one of the authors' own tables, which is shown before there is a record."
+        return (self.train_data, self.test_data) in self.paper.SUMMARISED and self.plan == "paper" and self.family == next(iter(self.paper.pairs())) and not self.validation
+
+    def protocol(self, fidelity: str, selection: str) -> str: # "" when a release does not choose that way
+        "The id of the protocol under which records are compared."
+        config = next(self.paper.VARIANTS[variant] for steps in self.steps.values() for method, variant in steps.values() if method == self.method)
+        protocols = self.paper.scoring(source(self.test_data).PROTOCOL, config, fidelity)
+        return protocols[0].id if selection != "best-on-test" else next((p.id for p in protocols if p.selection == selection), "")
+
+    @cached_property
+    def order(self) -> list[str]: # of the steps; the first is what the others are compared with
+        return list(dict.fromkeys(step for steps in self.steps.values() for step in steps))
+
+    def belongs(self, run: Run) -> bool:
+        "Whether a run is one of the pairs."
+        return ((run.train_data, run.test_data, run.plan, run.notebook) == (self.train_data, self.test_data, self.plan, f"nbs/train_{self.method}.ipynb") and (run.notebook_parameters.get("validation") or "") == self.validation
+                and any((run.method, run.variant) in steps.values() for steps in self.steps.values()))
+
+    def find(self, found: Iterable[Run], lifter: str, input_2d: str, step: str, fidelity: str, selection: str) -> Run | None: # found: runs that belong
+        "The newest run of a cell that has the plan's own numbers."
+        cell = (self.steps[lifter].get(step), input_2d, fidelity, selection, self.protocol(fidelity, selection))
+        fitting = [r for r in found if ((r.method, r.variant), r.input_2d, r.fidelity, r.selection, r.protocol) == cell
+                   and not any(r.notebook_parameters.get(name) for name in _CHANGES if name != "validation")]
+        return max(fitting, key=lambda r: max(x.created for x in r.records), default=None)
+
+def summaries(
+    records: Iterable[Record], # ours
+    methods: Iterable[str],    # names of papers; those without `pairs` are passed over
+) -> list[Summary]: # the authors' own, then those that have records
+    "Which summary tables there are."
+    found, methods = [], [m for m in methods if hasattr(_paper(m), "pairs")]
+    for method in methods: found += [Summary(method, *data, "paper", next(iter(_paper(method).pairs()))) for data in _paper(method).SUMMARISED]
+    of = {(r.method, r.variant, r.train_data, r.test_data, r.plan, r.notebook_parameters.get("validation") or "") for r in records if r.method in methods}
+    for method, variant, train_data, test_data, plan, validation in sorted(of):
+        families = [name for name, lifters in _paper(method).pairs().items() if any((method, variant) in steps.values() for steps in lifters.values())]
+        found += [Summary(method, train_data, test_data, plan, family, validation) for family in families if _has_protocol(test_data)]
+    return list(dict.fromkeys(found))
+
+def _has_protocol(dataset: str) -> bool:
+    "Whether a test set is one of this package's, so that its headline protocol is known."
+    try: return bool(source(dataset).PROTOCOL)
+    except InputError: return False
+
+# %% ../../nbs/results/tables.ipynb #2053ecc8
+def _by_seed(run: Run | None, metric: str) -> dict[int, float]: # seed that was asked for -> value
+    return {} if run is None else {asked_seed(r): float(r.metrics[metric]) for r in run.records if metric in r.metrics}
+
+def _change(before: Run | None, after: Run | None, metric: str = "mpjpe") -> str:
+    "Mean ± deviation of the differences over common seeds."
+    a, b = _by_seed(before, metric), _by_seed(after, metric)
+    differences = [b[seed] - a[seed] for seed in sorted(a.keys() & b.keys())]
+    return ("+" if differences and statistics.fmean(differences) > 0 else "") + spread(differences).replace("-", "−")
+
+def _seeds(shown: Mapping[str, Run | None]) -> tuple[str, str]: # n and the seeds themselves; shown: label -> run
+    "Which seeds stand behind a row; one text where all cells have the same."
+    said: dict[str, list[str]] = defaultdict(list)
+    for label, run in shown.items():
+        if run is not None: said[", ".join(str(r.seed) + (f" for {asked_seed(r)}" if asked_seed(r) != r.seed else "") for r in sorted(run.records, key=asked_seed))].append(label)
+    counts = sorted({run.n for run in shown.values() if run is not None})
+    return "–".join(str(n) for n in dict.fromkeys(counts[:1] + counts[-1:])) or "0", next(iter(said)) if len(said) == 1 else "; ".join(f"{', '.join(labels)}: {text}" for text, labels in said.items()) or "–"
+
+def summary_table(
+    records: Iterable[Record], # ours
+    about: Summary,            # which table
+    names: Names,              # what the method is called
+) -> Table:
+    "MPJPE of each lifter on each 2D input, alone and with the method, under each rule that chooses an epoch."
+    belonging = [r for r in runs(records) if about.belongs(r)]
+    first, method = about.order[0], names("file", about.method) or about.method
+    rules = [(step, fidelity, selection) for fidelity in ("paper", "release") for step in about.order if fidelity == "paper" or any(steps.get(step, ("",))[0] == about.method for steps in about.steps.values())
+             for selection in ("last", "best-on-validation" if fidelity == "paper" else "best-on-test")]
+    inputs = list(dict.fromkeys([*about.paper.summary_inputs(about.train_data), *(r.input_2d for r in belonging)]))
+    cells = {(lifter, i, *rule): about.find(belonging, lifter, i, *rule) for lifter in about.steps for i in inputs for rule in rules}
+    there = {(step, fidelity) for (_, _, step, fidelity, _), run in cells.items() if run is not None}
+    rules = [rule for rule in rules if rule[:2] in there or (rule[1] == "paper" and rule[0] in about.order[:2]) or (about.published and rule[0] == about.order[1])]
+    columns, rows, data = ["lifter", "2D input"], [], []
+    for step, fidelity, selection in rules:
+        columns.append(f"{step}{' as released' if fidelity == 'release' else ''}, {selection.replace('-', ' ')}")
+        if step != first: columns.append("change")
+    grey = [k + d for k, column in enumerate(columns) if column.endswith("best on test") for d in (0, 1)]
+    for lifter, i in ((lifter, i) for lifter in about.steps for i in inputs):
+        row = [lifter, i]
+        for rule in rules:
+            run, base = cells[lifter, i, *rule], cells[lifter, i, first, "paper", "last" if rule[2] == "best-on-test" else rule[2]]
+            row.append(spread(run.values("mpjpe")) if run is not None else NEEDED if rule[2] != "best-on-validation" or about.validation else "–")
+            if rule[0] != first: row.append(_change(base, run))
+            if run is not None: data.append((lifter, i, *rule, run.method, run.variant, *(_number(run.values(m), f) for m in ("mpjpe", "pa_mpjpe") for f in (statistics.fmean, statistics.stdev)), *_seeds({"": run}), run.protocol, run.produced_by))
+        rows.append((*row, *_seeds({f"{step}{' as released' if fidelity == 'release' else ''}": cells[lifter, i, step, fidelity, selection] for step, fidelity, selection in rules if selection == "last"})))
+    shown = {id(run) for run in cells.values()}
+    used = [r for r in belonging if id(r) in shown]
+    protocols, sources = dict.fromkeys(r.protocol_line for r in used), dict.fromkeys(r.produced_by for r in used)
+    left_out = sum(id(r) not in shown and r.selection == "last" and r.protocol == about.protocol("paper", "last") for r in belonging)
+    notes = (f"MPJPE in mm, mean ± standard deviation over n seeds; change: mean ± deviation of the differences from `{first}` over the seeds that both have. {NEEDED}: no record yet.",
+             "seeds: `1 for 0` is a run that collapsed with seed 0 and began again with seed 1.",
+             f"best on validation: the epoch that was best on {about.validation}, who are not trained on." if about.validation else "best on validation: – because no training subjects were held out (parameter `validation`); then all of them are trained on.",
+             *(["best on test: the release chose its epoch on the test set; such a figure is too good, and its change compares it with an epoch that was not chosen."] if grey else []),
+             *([f"{left_out} further run{'s' * (left_out > 1)} with other numbers than the plan's, or older ones, are left out here; they stand in the measured tables."] if left_out else []),
+             *(f"protocol: {line}" for line in protocols), *(f"produced by: {text}" for text in sources))
+    slug = "-".join(re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") for text in (about.method, about.train_data, about.test_data, about.plan, about.family, *([f"without {about.validation}"] if about.validation else [])))
+    title = f"{method}, {about.family}, plan {about.plan}: trained on {title_of(about.train_data)}{f' without {about.validation}' if about.validation else ''}, tested on {title_of(about.test_data)}"
+    return Table(f"summary-{slug}", title, (*columns, "n", "seeds"), tuple(rows), notes, ("lifter", "input_2d", "step", "fidelity", "selection", "method", "variant", "mpjpe_mean", "mpjpe_std", "pa_mpjpe_mean", "pa_mpjpe_std", "n", "seeds", "protocol", "produced_by"), tuple(data), tuple(grey))
+
 # %% ../../nbs/results/tables.ipynb #9d361a5c
 def checks_table(
     figures: Iterable[Published], # of all files
@@ -393,7 +525,7 @@ def all_tables(
     records: Sequence[Record],    # ours
     figures: Sequence[Published], # published
     names: Names,                 # which name is which
-) -> list[Table]: # measured tables first, then published ones; tables without rows are left out, except the three of the data at hand
+) -> list[Table]: # measured tables first, then summaries, then published ones; tables without rows are left out, except the three of the data at hand
     "Every table, in a fixed order."
     first = ["cmu", "hdm05", "synthetic"]
     measured = [measured_table(records, data) for data in first + sorted({r.test_data for r in records} - set(first))]
@@ -402,12 +534,13 @@ def all_tables(
     for f in figures:
         if f.is_accuracy and not names("dataset", f.dataset): raise InputError(f"{f.file}.csv, line {f.line}: the data set {f.dataset!r} is not in names.csv; add a line of kind dataset")
     beside = [make(figures, records, names, data, file) for data in known for file in files for make in (published_table, action_table)]
-    return measured + [t for t in (*beside, checks_table(figures)) if t.rows]
+    paired = [summary_table(records, about, names) for about in summaries(records, dict.fromkeys([*files, *sorted({r.method for r in records})]))]
+    return measured + paired + [t for t in (*beside, checks_table(figures)) if t.rows]
 
 # %% ../../nbs/results/tables.ipynb #bc6de282
 _STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1500px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;font-size:13px}.scroll{overflow-x:auto}th,td{padding:3px 8px;text-align:left;vertical-align:top;white-space:nowrap;border-bottom:1px solid #ddd}.long{white-space:normal;min-width:16em}
-th{border-bottom:2px solid #555}.number{text-align:right;font-variant-numeric:tabular-nums}ul{font-size:12px;color:#555;padding-left:1.2em}"""
+th{border-bottom:2px solid #555}.number{text-align:right;font-variant-numeric:tabular-nums}.grey{color:#999}ul{font-size:12px;color:#555;padding-left:1.2em}"""
 
 def page(tables: Sequence[Table], title: str) -> str:
     "One HTML page, which loads nothing."
@@ -425,5 +558,5 @@ def write_tables(
     for name, text in texts.items():
         with atomic_write(folder / name) as temporary: temporary.write_text(text, encoding="utf-8", newline="\n")
     for path in folder.iterdir():
-        if path.name not in texts and path.suffix in (".md", ".csv", ".html") and path.name.startswith(("measured-", "published-")): path.unlink()
+        if path.name not in texts and path.suffix in (".md", ".csv", ".html") and path.name.startswith(("measured-", "summary-", "published-")): path.unlink()
     return [folder / name for name in texts]

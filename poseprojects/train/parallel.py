@@ -234,7 +234,7 @@ def launch(
     function: Callable,      # of a module; called in every process as function(shard, device, *arguments)
     arguments: tuple,        # for all processes alike
     devices: Devices,        # how many processes, where
-    errors: tuple[type[Exception], ...] = (), # kinds that come out as themselves; every other one as a `WorkerError`
+    errors: tuple[type[Exception], ...] = (), # these and the kinds derived from them, made from their message alone, come out as themselves; every other one as a `WorkerError`
     restarts: int = 3,       # how often the processes may be started again when one dies
 ) -> dict[int, Any]: # what the function returned in the processes of this machine, by rank
     """Runs a function in several processes and waits for them.
@@ -257,12 +257,19 @@ def launch(
         if devices.nodes == 1: raise
         raise WorkerError(f"the {devices.nodes} machines did not meet at {devices.rendezvous} ({error}); start the run on all of them with the same arguments") from error
     finally: shutil.rmtree(folder, ignore_errors=True)
-    for kind in (*errors, InputError, WorkerError):
+    for name, kind in {_full_name(kind): kind for base in (*errors, InputError, WorkerError) for kind in _derived(base)}.items():
         for answer in results.values():
-            if answer["error"] and answer["error"]["kind"] == kind.__name__: raise kind(answer["error"]["message"])
+            if answer["error"] and answer["error"]["class"] == name: raise kind(answer["error"]["message"])
     for answer in results.values():
         if answer["error"]: raise WorkerError("{kind} in process {rank}: {message}\n\n{traceback}".format(**answer["error"]))
     return {rank: answer["value"] for rank, answer in results.items()}
+
+def _derived(kind: type[Exception]) -> Iterator[type[Exception]]:
+    "A kind of error and all that are derived from it in this process: nothing is imported by a name that comes from another one."
+    yield kind
+    for narrower in kind.__subclasses__(): yield from _derived(narrower)
+
+def _full_name(kind: type) -> str: return f"{kind.__module__}.{kind.__qualname__}"
 
 def _elastic(devices: Devices, restarts: int, folder: str):
     "PyTorch's launcher for these devices."
@@ -312,7 +319,7 @@ def _enter(parcel: tuple, devices: Devices, parent: int) -> dict: # parcel arriv
         distributed.destroy_process_group()
     except Exception as error:
         if not isinstance(error, LostPeer) and not board.check(["failed"]):
-            board.set("failed", json.dumps({"kind": type(error).__name__, "rank": shard.rank, "message": str(error), "traceback": traceback.format_exc()}))
+            board.set("failed", json.dumps({"kind": type(error).__name__, "class": _full_name(type(error)), "rank": shard.rank, "message": str(error), "traceback": traceback.format_exc()}))
         if file := os.environ.get("TORCHELASTIC_ERROR_FILE"): # what the launcher says when it has started them often enough
             Path(file).write_text(json.dumps({"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": {"timestamp": str(int(time.time()))}}}))
         os._exit(1) # the others may wait for this process; the launcher ends them and starts all again, and then they find the note
