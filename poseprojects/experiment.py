@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .data.base import PoseSet, source
-from .data.detectors import require_input
+from .data.detectors import DETECTORS, require_input
 from .protocol import Protocol
 from .results.records import Record, read, record_path, write
 from .storage import InputError, choices, in_test, runs_dir
@@ -121,10 +121,10 @@ class Experiment:
         self.source, self.others = source(given.dataset), {name: source(name) for name in listed(given.also_test)}
         self.more = {name: source(name) for name in listed(given.more_2d)}
         if self.more and not self._takes_more: raise InputError(f"{self.name} learns from one data set, so more_2d = {given.more_2d!r} goes with nothing; leave it out")
-        for module in (self.source, *self.others.values()): require_input(given.input_2d, module.ABOUT.inputs)
+        require_input(given.input_2d, self.source.ABOUT.inputs)
         for name, module in self.others.items():
             if not module.ABOUT.poses_3d: raise InputError(f"also_test = {given.also_test!r}: {name} has no 3D poses to score against; leave {name} out")
-            if module.PROTOCOL.skeleton != self.source.PROTOCOL.skeleton: raise InputError(f"also_test = {given.also_test!r}: {name} comes in the joints of {module.PROTOCOL.skeleton}, but {given.dataset} and what is trained on it in those of {self.source.PROTOCOL.skeleton}; leave {name} out")
+            if not self._same_joints(module) and name not in getattr(paper, "ELSEWHERE", ()): raise InputError(f"also_test = {given.also_test!r}: {name} comes in the joints of {module.PROTOCOL.skeleton}, but {given.dataset} and what is trained on it in those of {self.source.PROTOCOL.skeleton}; leave {name} out")
         self.out_dir = Path(given.out_dir) if given.out_dir else None if in_test() else runs_dir() / self.folder_name # a test keeps nothing
         self.protocols = self.scoring(self.source.PROTOCOL)
         if listed(given.validation) and any(p.selection == "best-on-test" for p in self.protocols):
@@ -142,14 +142,22 @@ class Experiment:
         scored = f"scored on {', '.join(self.others)} only" if self.others else "scored on nothing; name data sets with 3D poses in also_test"
         return "\n".join(map(str, (self.plan, self.config, f"{self.given.dataset} has no 3D poses: the method learns from it and is {scored}")))
 
-    def scoring(self, protocol: Protocol) -> tuple[Protocol, ...]: # protocol: of a data set
+    def _same_joints(self, module: ModuleType) -> bool: # module: of a data set
+        "Whether it comes in the joints of the training set; else it is the paper that reads it."
+        return module.PROTOCOL.skeleton == self.source.PROTOCOL.skeleton
+
+    def input_on(self, name: str) -> str: # name: of a data set
+        "The 2D that is read of it: the same as in training, or the true one where detections were published for the training set alone."
+        return self.given.input_2d if name == self.given.dataset or self.given.input_2d in (*source(name).ABOUT.inputs, *DETECTORS) else "gt"
+
+    def scoring(self, protocol: Protocol, input_2d: str | None = None) -> tuple[Protocol, ...]: # protocol: of a data set; input_2d: that is read of it, None for that of training
         "The protocols under which a data set is scored, headline first."
-        protocol = self.with_named_input(protocol)
+        protocol = self.with_named_input(protocol, input_2d)
         return self.paper.scoring(protocol, self.config, self.given.fidelity) if hasattr(self.paper, "scoring") else (protocol,)
 
-    def with_named_input(self, protocol: Protocol) -> Protocol: # of a data set
+    def with_named_input(self, protocol: Protocol, input_2d: str | None = None) -> Protocol: # as of `scoring`
         "The protocol whose note names the detector model, where the 2D is not the true one."
-        return protocol if self.given.input_2d == "gt" else protocol.but(protocol.id, note=protocol.note.replace("true 2D", f"2D of {self.given.input_2d}" if self.given.input_2d in self.source.ABOUT.inputs else f"2D of the detector model {self.given.input_2d}"))
+        return protocol if (input_2d or self.given.input_2d) == "gt" else protocol.but(protocol.id, note=protocol.note.replace("true 2D", f"2D of {self.given.input_2d}" if self.given.input_2d in self.source.ABOUT.inputs else f"2D of the detector model {self.given.input_2d}"))
 
     @property
     def _takes_more(self) -> bool:
@@ -183,7 +191,8 @@ class Experiment:
         "What predictors score, and are recorded with, that have learnt nothing: the errors to beat. Without arguments on the experiment's own test set. What is on record for the same data is read, not scored again."
         test, name = (self.test, self.given.dataset) if test is None else (test, name)
         if test.pose_3d is None: return {}
-        protocol, found = self.with_named_input(source(name).PROTOCOL), {}
+        protocol, found = self.with_named_input(source(name).PROTOCOL, self.input_on(name)), {}
+        if not self._same_joints(source(name)): protocol = self.scoring(source(name).PROTOCOL, self.input_on(name))[0] # in the joints that the paper reads
         if not hasattr(self, "predictors"): # what looks at the training set does so once
             self.predictors = ({"mean pose": MeanPose(self.loaded)} if self.loaded.pose_3d is not None else {}) | {"constant depth": ConstantDepth()} | (self.paper.baselines(self.loaded) if hasattr(self.paper, "baselines") else {})
         for label, predictor in self.predictors.items():
@@ -292,9 +301,10 @@ class Experiment:
         "Scores and records the method on the other data sets, whose people were never part of its training; `self.simple` holds what the trivial answers score there."
         found, self.simple = {}, {}
         for name, other in self.others.items():
-            elsewhere = other.load("test", self.folder_of(name), self.given.input_2d)
+            where = self.folder_of(name), self.input_on(name)
+            elsewhere = other.load("test", *where) if self._same_joints(other) else self.paper.elsewhere(name, *where)
             self.simple[name] = self.trivial(elsewhere, name)
-            protocols = self.scoring(other.PROTOCOL)
+            protocols = self.scoring(other.PROTOCOL, self.input_on(name))
             for protocol in (*protocols, *([protocols[0].but(protocols[0].id, selection="best-on-validation")] if self.chose else [])):
                 scores = self.scores(elsewhere, protocol)
                 self._write(name, elsewhere, protocol, scores)

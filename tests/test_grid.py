@@ -208,10 +208,10 @@ def test_grids_of_the_project_can_be_run(name):
     assert runs
     for run in runs:
         paper = importlib.import_module(f"poseprojects.papers.{run.notebook.stem.removeprefix('train_')}")
-        values = {**run.defaults, **run.given}
+        values = {**run.defaults, **run.values}
         assert values["plan"] in paper.PLANS and (values["variant"] is None or values["variant"] in paper.VARIANTS)
         for dataset in (values["dataset"], *run.also_test): assert hasattr(importlib.import_module(f"poseprojects.data.{dataset}"), "load")
-        assert values["input_2d"] == "gt" or values["input_2d"] in importlib.import_module("poseprojects.data.detectors").DETECTORS
+        assert values["input_2d"] in (*importlib.import_module(f"poseprojects.data.{values['dataset']}").ABOUT.inputs, *importlib.import_module("poseprojects.data.detectors").DETECTORS)
 
 
 # ---- what is done already, and where the data is

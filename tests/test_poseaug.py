@@ -13,7 +13,7 @@ from conftest import refused, some
 from parallel_methods import Together
 from test_results import a_record
 from poseprojects.camera import poseaug_intrinsics, poseaug_project, screen_normalize
-from poseprojects.data import synthetic
+from poseprojects.data import mpi_inf_3dhp, synthetic
 from poseprojects.data.base import open_set
 from poseprojects.papers import poseaug
 from poseprojects.papers.adversarial import fool_loss
@@ -28,12 +28,13 @@ from poseprojects.results.grid import Run, disagreement, parameters_of
 from poseprojects.results.records import asked_seed, read, read_all
 from poseprojects.results.tables import runs
 from poseprojects.skeleton import H36M16, H36M17
-from poseprojects.storage import project_root
+from poseprojects.storage import InputError, project_root
 from poseprojects.train.checkpoints import load_checkpoint, save_checkpoint, seed_everything
 from poseprojects.train.devices import Devices
-from poseprojects.train.engine import Batch, Plan, fit
+from poseprojects.train.engine import Batch, History, Plan, fit
 from poseprojects.train.evaluation import evaluate
 from poseprojects.train.schedules import Clock, Schedule
+from poseprojects.train.tracking import environment
 from poseprojects.zoo import load as load_lifter, save as save_lifter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -521,6 +522,27 @@ def test_a_first_step_counts_when_it_is_complete(tried, tmp_path):
     state["history"]["steps"] -= 1
     save_checkpoint(state, made.out_dir / "last.pt")
     assert not made.complete
+
+def test_across_to_the_people_of_3dhp(tmp_path, monkeypatch):
+    "The release's second table: other joints, true 2D whatever was trained on, the same protocol for both steps."
+    monkeypatch.setenv("POSEPROJECTS_CACHE", str(tmp_path / "cache"))
+    made_up = mpi_inf_3dhp.example(tmp_path / "mpi_inf_3dhp")["test"]
+    poses = poseaug.elsewhere("mpi_inf_3dhp", tmp_path / "mpi_inf_3dhp")
+    plain = mpi_inf_3dhp.load("test", tmp_path / "mpi_inf_3dhp", annotation="univ_annot3", inside="sample", skeleton="h36m16")
+    narrow = [H36M17.index(joint) for joint in H36M16.joints]
+    assert poses.skeleton == H36M17 and 0 < len(poses) <= len(made_up) and torch.equal(poses.pose_3d[:, narrow], plain.pose_3d) and torch.equal(poses.pose_2d[:, narrow], plain.pose_2d) and torch.equal(poses.confidence[:, narrow], plain.confidence)
+    for paper, variant in ((poseaug, "mlp"), (poseaug.baseline(VARIANTS["mlp"]), None)):
+        run = Experiment(paper, dict(dataset="h36m", input_2d="cpn", variant=variant, plan="paper", also_test="mpi_inf_3dhp", gpus=0))
+        assert run.input_on("mpi_inf_3dhp") == "gt" and run.input_on("h36m") == "cpn" and run.input_on("cmu") == "gt"
+        assert [(p.id, p.selection, p.flip_tta) for p in run.scoring(mpi_inf_3dhp.PROTOCOL, "gt")] == [("poseaug-3dhp", "last", True)]
+    run = Experiment(poseaug, dict(dataset="synthetic", data_root=str(tmp_path / "synthetic"), also_test="mpi_inf_3dhp", gpus=0, out_dir=str(tmp_path / "out")))
+    monkeypatch.setenv("POSEPROJECTS_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(synthetic, "load", lambda split, root=None, input_2d="gt", original=synthetic.load: (found := original(split, samples=8000)).select(torch.arange(0, len(found), 10)))
+    run.load(); run.build(); run.history = History(environment=environment("cpu"))
+    scores = run.across()["mpi_inf_3dhp"]
+    with torch.no_grad(): by_hand = evaluate(run.method, poses, replace(POSEAUG_3DHP, selection="last"))
+    assert scores["mpjpe"] == by_hand["mpjpe"] > 0 and set(run.simple["mpi_inf_3dhp"]) == {"mean pose", "constant depth"}
+    assert "leave pw3d out" in str(pytest.raises(InputError, Experiment, poseaug, dict(also_test="pw3d", gpus=0)).value)
 
 def test_the_control_is_the_lifter_alone(few):
     method = made(few, augment=False)
