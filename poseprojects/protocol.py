@@ -59,6 +59,8 @@ class Protocol:
     exclusions: tuple[Exclusion, ...] = () # clips that are left out
     flip_tta: bool = False # True: predictions are averaged with those of the mirrored input
     side_repair: bool = False # True: left/right of every joint exchanged where the truth says so
+    input_2d: str = "" # the only 2D input that counts, such as "gt"; "" = that of the run
+    options: tuple[tuple[str, str], ...] = () # names and values that the data set's `load` is asked for, beside its defaults
     selection: str = "last" # which checkpoint: "last", "best-on-validation", "best-on-test"
     note: str = "" # what a reader must know besides
 
@@ -103,6 +105,8 @@ def _one_line(p: Protocol) -> str:
     if p.side_repair: parts.append("ORACLE left/right repair")
     if p.reflection: parts.append("PA also with reflections")
     if p.axes != "camera": parts.append(f"{p.axes} axes")
+    if p.input_2d: parts.append(f"2D input {p.input_2d} whatever was trained on")
+    if p.options: parts.append("data read with " + ", ".join(f"{name} {value}" for name, value in p.options))
     parts.append(f"checkpoint {p.selection}")
     return f"{p.id} [{p.headline}]: " + "; ".join(parts) + (f". {p.note}" if p.note else "")
 
@@ -115,7 +119,7 @@ H36M_P2 = H36M_P1.but("h36m-p2", headline="pa_mpjpe")
 POSEAUG_H36M = Protocol("poseaug-h36m", "h36m16", action_mean=False, subjects=("S9", "S11"), selection="best-on-test",
                         exclusions=(Exclusion(subject="S11", sequence="Directions", reason="dropped by the data file"),))
 POSEAUG_3DHP = Protocol("poseaug-3dhp", "h36m16", action_mean=False, flip_tta=True, selection="best-on-test",
-                        subjects=("TS1", "TS2", "TS3", "TS4", "TS5", "TS6"), note="2D input is ground truth in all settings")
+                        subjects=("TS1", "TS2", "TS3", "TS4", "TS5", "TS6"), input_2d="gt", options=(("annotation", "univ_annot3"), ("inside", "sample")))
 
 # %% ../nbs/protocol.ipynb #538e42b8
 _LCN_NOTE = "back-projected with the true box and root depth, so not comparable with root-relative lifters"

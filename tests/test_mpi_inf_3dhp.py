@@ -54,6 +54,11 @@ def refused(folder, split="test", **options):
 def test_round_trip(made, split): same(mpi.load(split, made[0] / "release"), made[1]["release"][split])
 
 @pytest.mark.parametrize("layout", ("spin", "poseaug"))
+def test_packed_files_have_no_neck_or_nose_and_none_is_made_up(made, layout):
+    assert "have no joint 'neck_nose'" in refused(made[0] / layout, skeleton="h36m17")
+    assert mpi.load("test", made[0] / layout, skeleton="h36m16").skeleton == H36M16
+
+@pytest.mark.parametrize("layout", ("spin", "poseaug"))
 def test_round_trip_of_packed_files(made, layout):
     poses = mpi.load("test", made[0] / layout)
     same(poses, made[1][layout]["test"])

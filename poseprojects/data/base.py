@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'body_height', 'facing_agreement', 'check_body', 'PoseSet', 'WorldClip', 'render', 'clips', 'clip_bounds',
-           'window_index', 'views', 'save', 'open_set', 'cached', 'source']
+           'window_index', 'views', 'in_skeleton', 'save', 'open_set', 'cached', 'source']
 
 # %% ../../nbs/data/base.ipynb #db0b6e5f
 import hashlib, importlib, json, os, pkgutil, re
@@ -175,6 +175,12 @@ class PoseSet:
         moved.__dict__["fingerprint"] = self.fingerprint
         return moved
 
+    @cached_property
+    def absent(self) -> tuple[str, ...]:
+        "Joints that nobody knows, NaN in every sample: only `in_skeleton` makes such sets."
+        unknown = self.pose_2d[:1].isnan().any(-1).any(0).tolist()
+        return tuple(name for name, gone in zip(self.skeleton.joints, unknown) if gone)
+
     def select(self, which: Tensor) -> "PoseSet":
         "The samples of a boolean mask or of an increasing index, in order."
         index = which.nonzero().flatten() if which.dtype == torch.bool else which.long()
@@ -330,6 +336,21 @@ def views(
     table = torch.full((len(unique), len(poses.cameras)), -1, dtype=torch.long, device=instant.device)
     table[row, poses.camera_id.long()] = torch.arange(len(poses), device=instant.device)
     return table
+
+# %% ../../nbs/data/base.ipynb #a30981d7
+def in_skeleton(
+    poses: PoseSet,     # in any joints
+    skeleton: Skeleton, # whose rows are wanted
+) -> PoseSet: # the set itself where it has them already; else a copy
+    "The set in the rows of another joint set, by name; what it lacks is NaN with confidence 0, and named by `absent`. Raises `InputError` for a set without the root or without any of the other joints."
+    if poses.skeleton == skeleton: return poses
+    rows = torch.tensor([poses.skeleton.joints.index(name) if name in poses.skeleton.joints else -1 for name in skeleton.joints], device=poses.pose_2d.device)
+    if rows[skeleton.root] < 0 or int((rows >= 0).sum()) < 2: raise InputError(f"{poses.name}: its joints are those of {poses.skeleton.name}, expected the root of {skeleton.name}, {skeleton.joints[skeleton.root]}, and others of them")
+    def laid_out(values: Tensor, missing: float) -> Tensor:
+        made = values[:, rows.clamp_min(0)]
+        made[:, rows < 0] = missing
+        return made
+    return replace(poses, skeleton=skeleton, pose_2d=laid_out(poses.pose_2d, float("nan")), confidence=laid_out(poses.confidence, 0.), pose_3d=None if poses.pose_3d is None else laid_out(poses.pose_3d, float("nan")))
 
 # %% ../../nbs/data/base.ipynb #ce269d68
 def save(poses: PoseSet, path: str | Path) -> Path: # the file that was written

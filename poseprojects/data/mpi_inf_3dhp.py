@@ -35,6 +35,7 @@ ABOUT = About("MPI-INF-3DHP", "8 actors x 2 recordings x 14 cameras for training
               "the owner's licence, non-commercial research (read it there: not checked by us)", "https://vcai.mpi-inf.mpg.de/3dhp-dataset",
               "annotations and calibration of 16 recordings, sizes not known; all cameras at 25 Hz become about 1 GB (estimated)",
               ("S*/Seq*/annot.mat + camera.calibration", "TS*/annot_data.mat", "mpi_inf_3dhp_valid.npz", "test_3dhp.npz"), ("scipy", "h5py"),
+              joints={s.name: ", ".join(conversion(MPI3DHP17, s).rules.values()) for s in (H36M16, H36M17)},
               verified="no official file was read: layouts, frame rates, activity names and frame numbers are from descriptions")
 PROTOCOL = protocol.MPI3DHP
 SPLITS = ("train", "test", "xas-train", "xas-test")
@@ -292,6 +293,8 @@ def _skeleton(name: str | None, own: Skeleton) -> tuple[Skeleton, list[int]]:
     if target is None: raise InputError(f"skeleton {name!r} is not known, expected one of h36m17, h36m16, kudo, xas")
     try: to = conversion(own, target)
     except ValueError as error: raise InputError(f"skeleton {name!r} cannot be had here, expected None: {error}") from error
+    blends = [joint for joint, row in zip(target.joints, to.matrix) if (row > 0).sum() > 1]
+    if blends: raise InputError(f"skeleton {name!r} cannot be had here, expected {own.name} or None: these files have no joint {blends[0]!r}, and one between others would be made up")
     return target, to.terms[0][:, 0].tolist()
 
 # %% ../../nbs/data/mpi_inf_3dhp.ipynb #8b731654

@@ -7,7 +7,7 @@ __all__ = ['EXAMPLE_RULES', 'About', 'example_people', 'unknown_cameras', 'is_un
 
 # %% ../../nbs/data/sources.ipynb #9b406a84
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -31,6 +31,7 @@ class About:
     files: tuple[str, ...]           # layouts that `load` reads, file names first
     needs: tuple[str, ...] = ()      # packages beyond the small ones, such as "h5py"
     inputs: tuple[str, ...] = ("gt",)# 2D inputs that come with the files; every detector model of `data.detectors` can be had besides
+    joints: Mapping[str, str] = field(default_factory=dict) # joint sets besides its own in which `load(skeleton=...)` honestly gives the test set, smallest first: name -> which joint stands for which
     poses_3d: bool = True            # False: 2D poses only, to learn from; a method is scored on other sets
     owned: bool = True               # False: a format without an owner, so that a conversion says nothing about anybody else's files
     verified: str = ""               # what of the layout could not be checked on the owner's files; "" when real files were read

@@ -131,8 +131,8 @@ def in_joints(
     protocol: Protocol, # of the data set
     joints: int,        # 15, 16 or 17, that a lifter writes
 ) -> Protocol:
-    "The protocol in these joints, under its own name; where data come in other joints than Human3.6M's it stays as it is."
-    if joints == 17 or protocol.skeleton != "h36m17": return protocol
+    "The protocol in these joints, under its own name; where data come in other joints than Human3.6M's, or in these already, it stays as it is."
+    if joints == 17 or protocol.skeleton not in ("h36m17", "h36m16") or protocol.skeleton == f"h36m{joints}": return protocol
     if joints == 16: return protocol.but(f"{protocol.id}-16", skeleton="h36m16")
     return protocol.but(f"{protocol.id}-{joints}", joints=JOINT_SETS[joints].joints)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'Config', 'joint_lists', 'network_input', 'hidden_layer', 'ResidualMLP',
-           'turned', 'Martinez', 'as_released', 'scored', 'scoring', 'build', 'released_names', 'from_released']
+           'turned', 'Martinez', 'as_released', 'scored', 'reads', 'scoring', 'build', 'released_names',
+           'from_released']
 
 # %% ../../nbs/papers/martinez.ipynb #ea9a9ea6
 import re
@@ -209,6 +210,12 @@ def scored(
 ) -> PoseSet: # the samples that are scored
     "Every sample of the set, or those that the release scores."
     return as_released(test, protocol) if fidelity == "release" else test
+
+def reads(
+    config: Config, # of the method
+) -> tuple[str, ...]: # names
+    "The joints of the 2D input that the network looks at."
+    return MARTINEZ_2D
 
 def scoring(
     protocol: Protocol, # of the data set

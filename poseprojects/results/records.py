@@ -78,7 +78,7 @@ class Record:
     test_data: str            # data set, often the same one
     train_fingerprint: str    # hash of content and settings of the training set
     test_fingerprint: str     # the same of the test set
-    input_2d: str             # "gt", or the detector
+    input_2d: str             # of the test set: "gt", or the detector
     protocol: str             # id, such as "h36m-p1"
     protocol_line: str        # the line that the protocol prints beside every number
     metrics: dict             # name -> mm or percent; per_action and per_joint are dictionaries
@@ -102,6 +102,11 @@ class Record:
     schema: int = SCHEMA      # version of this list
 
     def __post_init__(self): _check(self)
+
+    @property
+    def trained_2d(self) -> str: # "gt", or the detector
+        "2D input of the training; across data sets the test may have another one, which is `input_2d`."
+        return str(self.notebook_parameters.get("input_2d") or self.input_2d)
 
 # %% ../../nbs/results/records.ipynb #0697b5f9
 _KINDS = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict}

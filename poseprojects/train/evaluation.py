@@ -79,6 +79,7 @@ def evaluate(
     Raises `InputError` when set, method and protocol do not fit each other."""
     if protocol.side_repair or protocol.axes != "camera":
         raise InputError(f"protocol {protocol.id} repairs sides or scores in {protocol.axes} axes, which evaluate does not do; prepare the poses and call Scores")
+    if protocol.input_2d not in ("", poses.input_2d): raise InputError(f"protocol {protocol.id} scores 2D input {protocol.input_2d!r} only, but {poses.name} has {poses.input_2d!r}; load it with that input")
     chosen = scored_samples(poses, protocol).nonzero().flatten().to(device)
     if not len(chosen): raise InputError(f"protocol {protocol.id} scores no sample of {poses.name}: its subjects are {', '.join(protocol.subjects)}, the set's {', '.join(poses.subject_names)}")
     on_device = poses.to(device)
@@ -126,7 +127,7 @@ class ConstantDepth(nn.Module):
 
 # %% ../../nbs/train/evaluation.ipynb #6ec75583
 class NearestPose(nn.Module):
-    "Answers with the 3D of the training pose whose 2D is nearest, both root-centred and of mean distance one. Raises `InputError` for a training set without 3D, or for samples in other joints."
+    "Answers with the 3D of the training pose whose 2D is nearest, both root-centred and of mean distance one; joints that the samples do not have are not compared. Raises `InputError` for a training set without 3D, or for samples in other joints."
 
     def __init__(self,
         train: PoseSet,        # with 3D
@@ -137,19 +138,23 @@ class NearestPose(nn.Module):
         if train.pose_3d is None: raise InputError(f"{train.name} has no 3D poses to answer with, expected a set with 3D")
         self.skeleton, self.entries = train.skeleton, entries
         kept = Batch(train, torch.arange(0, len(train), every))
-        self.register_buffer("seen", self.read(kept))
+        self.register_buffer("pixels", kept.pose_2d)
         self.register_buffer("poses", kept.target)
+        self.seen: dict[tuple[str, ...], Tensor] = {} # by the joints that are compared
 
-    def read(self, batch: Batch) -> Float[Tensor, "b d"]:
-        "The 2D without place and size."
-        root = self.skeleton.root
-        size = mean_distance(batch.pose_2d, root).clamp_min(1e-3)
-        return ((batch.pose_2d - batch.pose_2d[:, root:root + 1]) / size[:, None, None]).flatten(1)
+    def read(self, pose_2d: Float[Tensor, "b j 2"], joints: tuple[str, ...]) -> Float[Tensor, "b d"]:
+        "The 2D of these joints without place and size."
+        some, root = pose_2d[:, list(self.skeleton.indices(joints))], joints.index(self.skeleton.joints[self.skeleton.root])
+        size = mean_distance(some, root).clamp_min(1e-3)
+        return ((some - some[:, root:root + 1]) / size[:, None, None]).flatten(1)
 
     def predict(self, batch: Batch) -> Float[Tensor, "b 1 j 3"]: # metres, relative to the root
         "The nearest pose of each sample."
         if batch.poses.skeleton != self.skeleton: raise InputError(f"{batch.poses.name} has the joints of {batch.poses.skeleton.name}, expected those of the training set, {self.skeleton.name}")
-        half, seen = self.seen.square().sum(1) / -2, self.seen.to(batch.pose_2d.device)
+        device, joints = batch.pose_2d.device, tuple(name for name in self.skeleton.joints if name not in batch.poses.absent)
+        if joints not in self.seen: self.seen[joints] = self.read(self.pixels, joints)
+        seen = self.seen[joints].to(device)
+        half = seen.square().sum(1) / -2
         # the nearest one has the largest product less half of its own square
-        found = [torch.addmm(half.to(seen.device), some, seen.mT).argmax(1) for some in self.read(batch).split(max(1, self.entries // len(seen)))]
-        return self.poses.to(seen.device)[torch.cat(found)][:, None]
+        found = [torch.addmm(half, some, seen.mT).argmax(1) for some in self.read(batch.pose_2d, joints).split(max(1, self.entries // len(seen)))]
+        return self.poses.to(device)[torch.cat(found)][:, None]
