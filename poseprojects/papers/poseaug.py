@@ -28,7 +28,7 @@ from .poseaug_losses import (GROWTH, TURN, TURN_TOLERANCE, band_loss, feedback_e
                                                 project_in_front, project_released, range_loss)
 from .poseaug_networks import TEMPLATES, Augmented, Augmentor, ImageJudge, PoseJudge, directions, mean_lengths, to_bones, with_lengths
 from ..protocol import H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_H36M, Protocol
-from ..skeleton import H36M16, H36M17
+from ..skeleton import H36M16
 from ..storage import InputError
 from ..train.engine import Batch, Plan, Scheduled, TrainingStopped
 from ..train.schedules import Clock, Schedule
