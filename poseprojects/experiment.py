@@ -172,9 +172,10 @@ class Experiment:
         return "-".join(map(str, parts))
 
     def __str__(self) -> str:
-        if self.source.ABOUT.poses_3d: return "\n".join(map(str, (self.plan, self.config, *self.protocols)))
+        elsewhere = [f"on {name}: {protocol}" for name, how in self.elsewhere.items() for protocol in how.protocols]
+        if self.source.ABOUT.poses_3d: return "\n".join(map(str, (self.plan, self.config, *self.protocols, *elsewhere)))
         scored = f"scored on {', '.join(self.others)} only" if self.others else "scored on nothing; name data sets with 3D poses in also_test"
-        return "\n".join(map(str, (self.plan, self.config, f"{self.given.dataset} has no 3D poses: the method learns from it and is {scored}")))
+        return "\n".join(map(str, (self.plan, self.config, f"{self.given.dataset} has no 3D poses: the method learns from it and is {scored}", *elsewhere)))
 
     def scoring(self, protocol: Protocol) -> tuple[Protocol, ...]: # protocol: of a data set
         "The protocols under which a data set is scored, headline first."

@@ -142,6 +142,22 @@ def test_packed_files_serve_as_well(places, files, tmp_path):
     with pytest.raises(InputError, match="have no joint 'neck_nose'"): seventeen.load() # before anything is trained
 
 
+def test_human36m_in_sixteen_joints(places, files, tmp_path):
+    "Files as PoseAug prepares them have no neck/nose; then the other sets are laid out in sixteen rows, and one with seventeen joints loses that one."
+    every = in_skeleton(h36m.load("all", files / "h36m"), H36M16)
+    h36m.write_videopose3d(every, tmp_path / "data/h36m")
+    for name in OTHERS.split(","): (tmp_path / "data" / name).symlink_to(files / name)
+    sixteen, across = ran(mlp, tmp_path / "data", variant="tiny")
+    assert sixteen.train.skeleton == H36M16 and sixteen.there["pw3d"].absent == () and sixteen.there["pw3d"].skeleton == H36M16
+    errors = errors_3dhp(sixteen, files, "annot3", flip=False)
+    assert across["mpi_inf_3dhp"]["mpjpe"] == pytest.approx(float(errors.mean()), rel=1e-5)
+
+
+def test_a_run_says_how_it_is_scored_elsewhere(places, files):
+    text = str(made(mlp, files, variant="tiny"))
+    assert "on pw3d: pw3d-h36m16 [pa_mpjpe]" in text and "on mpi_inf_3dhp: mpi3dhp-h36m16 [pck150]" in text
+
+
 # ---------- joints that are not there
 
 def sixteen_of(test): return in_skeleton(in_skeleton(test, H36M16), H36M17)
