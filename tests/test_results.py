@@ -272,6 +272,17 @@ def test_one_thing_that_differs_makes_two_numbers_incomparable(figures, known, c
     assert comparable(best, runs([on_h36m()])[0], known) and not comparable(best, runs([on_h36m(**changes)])[0], known)
 
 
+def test_across_data_sets_the_published_input_is_that_of_the_training(figures, known):
+    "3DHP, CPN: trained on CPN's 2D, tested on the true one."
+    ours = runs([on_h36m(method="poseaug", variant="mlp", test_data="mpi_inf_3dhp", train_data="h36m", protocol="poseaug-3dhp", input_2d="gt", fidelity="release", notebook_parameters=dict(dataset="h36m", plan="paper", input_2d="cpn"), metrics=dict(mpjpe=80.5))])
+    table = published_table(figures, [*ours[0].records], known, "mpi_inf_3dhp", "poseaug")
+    found = {(row[1], row[2]) for row in table.rows if row[table.columns.index("ours")] != "needs data"}
+    assert found == {("SimpleBaseline PoseAug", "CPN")}
+    one, = (dict(zip(table.columns, row)) for row in table.rows if row[table.columns.index("ours")] != "needs data")
+    assert one["released code"] == "80.0" and one["difference"] == "+0.5"
+    assert "gt (trained: cpn)" in measured_table([*ours[0].records], "mpi_inf_3dhp").rows[0]
+
+
 def test_the_difference_is_ours_minus_theirs(figures, known):
     def row(*found):
         table = published_table(figures, found, known, "h36m", "martinez")

@@ -269,14 +269,14 @@ def measured_table(
     test_data: str,            # the one that the table is about
 ) -> Table:
     "What was measured on one test set: mean ± std over seeds, and what produced it. Empty without records."
-    found = sorted((r for r in runs(records) if r.test_data == test_data), key=lambda r: (r.protocol, r.input_2d, _best(r), r.method, r.variant))
+    found = sorted((r for r in runs(records) if r.test_data == test_data), key=lambda r: (r.protocol, _inputs(r), _best(r), r.method, r.variant))
     shown = [(key, label) for key, label in _SHOWN if any(r.values(key) for r in found)]
     protocols, sources = _numbered(r.protocol_line for r in found), _numbered(r.produced_by for r in found)
     helped = _numbered(filter(None, map(not_in_the_paper, found)))
     variant = lambda r: r.variant + (f" †{helped[help]}" if (help := not_in_the_paper(r)) else "")
     one = len({r.train_data for r in found}) == 1
     columns = ("method", "variant", *(() if one else ("trained on",)), "2D input", *(label for _, label in shown), "n", "plan", "epochs", "steps", "fidelity", "checkpoint", "protocol", "produced by")
-    rows = tuple((r.method, variant(r), *(() if one else (title_of(r.train_data),)), r.input_2d, *(spread(r.values(key)) for key, _ in shown), str(r.n),
+    rows = tuple((r.method, variant(r), *(() if one else (title_of(r.train_data),)), _inputs(r), *(spread(r.values(key)) for key, _ in shown), str(r.n),
                   r.plan, str(r.epochs), f"{r.steps:,}", r.fidelity, r.selection, f"{r.protocol} [{protocols[r.protocol_line]}]", f"({sources[r.produced_by]})") for r in found)
     notes = (*([f"trained on {title_of(found[0].train_data)}"] if one and found else []), *(["mean ± standard deviation over n seeds; a commit with + had uncommitted changes in the library; mean_pose and constant_depth have learnt nothing: they are the errors to beat; nearest_pose answers with the 3D of the training pose whose 2D is nearest"] if found else []),
              *(f"†{k} {text}" for text, k in helped.items()), *(f"[{k}] {line}" for line, k in protocols.items()), *(f"({k}) {source}" for source, k in sources.items()))
@@ -286,6 +286,10 @@ def measured_table(
     return Table(f"measured-{test_data}", f"Measured here: {title_of(test_data)}", columns, rows, notes,
                  ("method", "variant", "plan", "fidelity", "train_data", "test_data", "input_2d", "epochs", "steps", "selection", "protocol", "n", "parameters",
                   *(f"{key}_{part}" for key, _ in _SHOWN for part in ("mean", "std")), "samples_per_second", "seconds", "device", "produced_by"), data)
+
+def _inputs(run: Run) -> str:
+    "The 2D input, and that of the training where it was another one."
+    return run.input_2d if run.trained_2d == run.input_2d else f"{run.input_2d} (trained: {run.trained_2d})"
 
 def _best(run: Run) -> float:
     "Sorts by the main error; runs without it come last."
@@ -310,7 +314,7 @@ def comparable(
             and not any(run.notebook_parameters.get(name) for name in _CHANGES)
             and run.test_data == data and run.train_data == trained_on and ("best epoch" not in figure.protocol or run.selection == "best-on-test")
             and run.protocol.removesuffix("-best-on-test") in names("protocol", figure.protocol).split() and ("best epoch" in figure.protocol or not run.protocol.endswith("-best-on-test"))
-            and run.input_2d == (names("input_2d", figure.input_2d) or None) and bool(run.values(METRICS.get(figure.quantity, ""), figure.part)))
+            and run.trained_2d == (names("input_2d", figure.input_2d) or None) and bool(run.values(METRICS.get(figure.quantity, ""), figure.part)))
 
 # %% ../../nbs/results/tables.ipynb #912ba11e
 NEEDED = "needs data"
@@ -431,7 +435,7 @@ class Summary:
     def find(self, found: Iterable[Run], lifter: str, input_2d: str, step: str, fidelity: str, selection: str) -> Run | None: # found: runs that belong
         "The newest run of a cell that has the plan's own numbers."
         cell = (self.steps[lifter].get(step), input_2d, fidelity, selection, self.protocol(fidelity, selection))
-        fitting = [r for r in found if ((r.method, r.variant), r.input_2d, r.fidelity, r.selection, r.protocol) == cell
+        fitting = [r for r in found if ((r.method, r.variant), r.trained_2d, r.fidelity, r.selection, r.protocol) == cell
                    and not any(r.notebook_parameters.get(name) for name in _CHANGES if name != "validation")]
         return max(fitting, key=lambda r: max(x.created for x in r.records), default=None)
 
@@ -481,7 +485,7 @@ def summary_table(
     first, method = about.order[0], names("file", about.method) or about.method
     rules = [(step, fidelity, selection) for fidelity in ("paper", "release") for step in about.order if fidelity == "paper" or any(steps.get(step, ("",))[0] == about.method for steps in about.steps.values())
              for selection in ("last", "best-on-validation" if fidelity == "paper" else "best-on-test")]
-    inputs = list(dict.fromkeys([*about.paper.summary_inputs(about.train_data), *(r.input_2d for r in belonging)]))
+    inputs = list(dict.fromkeys([*about.paper.summary_inputs(about.train_data), *(r.trained_2d for r in belonging)]))
     cells = {(lifter, i, *rule): about.find(belonging, lifter, i, *rule) for lifter in about.steps for i in inputs for rule in rules}
     there = {(step, fidelity) for (_, _, step, fidelity, _), run in cells.items() if run is not None}
     rules = [rule for rule in rules if rule[:2] in there or (rule[1] == "paper" and rule[0] in about.order[:2]) or (about.published and rule[0] == about.order[1])]
