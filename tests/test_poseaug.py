@@ -561,7 +561,7 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
     "Killed in the middle of an epoch, where the release keeps augmented poses for later: same weights, pools, optimisers and history."
     sets = streams(few, Config(**SMALL))
     whole = made(few, fidelity)
-    unbroken = fit(whole, sets, PLAN, folder=tmp_path / "whole", show=False, checkpoint_every=3)
+    unbroken = fit(whole, sets, PLAN, show=False)
     method = made(few, fidelity)
     step = method.step
     def until(batch, optimizers):
@@ -572,7 +572,7 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
     kept = load_checkpoint(tmp_path / "broken" / "last.pt")["method"]
     assert len(kept["_extra_state"]) == (len(few) if fidelity == "release" else 0)
     again = made(few, fidelity)
-    resumed = fit(again, sets, PLAN, folder=tmp_path / "broken", show=False, checkpoint_every=3)
+    resumed = fit(again, sets, PLAN, folder=tmp_path / "broken", show=False)
     for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values()): assert torch.equal(a, b), name
     strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert strip(unbroken.rows) == strip(resumed.rows) and len(whole.fakes) == 0
@@ -580,11 +580,11 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
 @pytest.mark.slow
 def test_two_processes_are_one(few):
     "All losses agree, by paper and by release in one start of the processes: pools, kept poses and (in the paper's order) dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
-    runs = []
+    runs, few = [], few.select(torch.arange(144))
     for device in ("cpu", Devices("cpu", processes=2)):
         method = Together(paper=made(few, "paper"), release=made(few, "release", lifter_options=("width=32", "units=standard", "dropout=0.")))
         runs.append(fit(method, streams(few, Config(**SMALL)), PLAN.changed(epochs=2, learning_rate=1e-7), device=device, show=False))
-    assert len(runs[0].first_losses) == len(runs[1].first_losses) == 10
+    assert len(runs[0].first_losses) == len(runs[1].first_losses) == 6
     for k, (x, y) in enumerate(zip(*(r.first_losses for r in runs))):
         assert sorted(x) == sorted(y)
         for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if name == "release/augmented" else 1e-4, abs=1e-5), (k, name) # two processes leave an odd last sample of the pass out
