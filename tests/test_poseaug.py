@@ -1,5 +1,6 @@
 "PoseAug: equal to the originals, the equivalences of its specification, losses against slow ones, and runs that can be killed."
 import copy
+import functools
 import math
 from dataclasses import fields, replace
 
@@ -251,6 +252,28 @@ def test_rules_are_all_of_a_fidelity_or_single_ones():
     assert "has no option channel" in refused(lifter_config, Config(lifter_options=("channel=3",))) and "17 joints" in refused(lifter_config, Config(lifter_options=("joints=17",)))
     assert "lifter 'gcn'" in refused(poseaug.variant_of, "gcn", "quick") and poseaug.variant_of("semgcn", "paper") == "semgcn" and poseaug.variant_of("", "quick") == "mlp-short"
 
+@pytest.mark.parametrize("lifter, option", [("mlp", "amsgrad=True"), ("mlp", "flip=True"), ("semgcn", "flip_test=True"), ("stgcn", "symmetry=0.1"), ("stgcn", "refine=True"), ("stgcn", "motion=1."), ("videopose", "momentum=(0.1,0.01)"), ("videopose", "trajectory=True")])
+def test_options_that_the_second_step_would_not_heed_are_refused(lifter, option): assert "has no effect while the augmentor learns" in refused(lifter_config, Config(lifter=lifter, lifter_options=(option,)))
+
+def test_options_that_say_what_is_so_anyway_are_no_fault(): assert lifter_config(Config(lifter_options=("flip=False",))) == lifter_config(Config())
+
+@pytest.mark.parametrize("lifter, option, frames", [("videopose", "widths=(3,3)", 9), ("stgcn", "frames=3", 3)])
+def test_lifters_of_several_frames_are_refused(few, lifter, option, frames):
+    small = ("channels=8",) if lifter == "videopose" else ()
+    assert f"a lifter of {frames} frames" in refused(build, few, Config(lifter=lifter, lifter_options=(option, *small)))
+
+def test_a_bone_without_length_is_named(few):
+    pose_3d = few.pose_3d.clone()
+    pose_3d[5, H36M17.index("right_knee")] = pose_3d[5, H36M17.index("right_hip")]
+    broken = replace(few, pose_3d=pose_3d)
+    assert "sample 5 has no length between right_hip and right_knee" in refused(build, broken, Config(**SMALL))
+    build(broken, Config(**SMALL, augment=False)) # which changes no direction
+
+def test_first_steps_that_differ_have_names_that_differ():
+    names = lambda *options, lifter="mlp": list(poseaug.baseline(Config(lifter=lifter, lifter_options=options)).VARIANTS)
+    assert names() == names("dropout=0.25") == ["poseaug"] and names("units=standard", "dropout=0.1") == ["poseaug-units-standard-dropout-0.1"] != names("units=standard", "dropout=0.2")
+    assert names("dropout=0.", lifter="stgcn") == ["poseaug"] # of the second step alone
+
 def test_lifters_are_those_of_their_papers():
     for name in poseaug.LIFTERS:
         config, first = VARIANTS[name], poseaug.baseline(VARIANTS[name])
@@ -263,6 +286,7 @@ def test_protocols_are_those_of_the_release():
     assert scoring(CMU, config) == (CMU16,)
     last, best = scoring(H36M_P1, config, "release")
     assert (last.id, last.selection, last.action_mean) == (POSEAUG_H36M.id, "last", False) and best.selection == "best-on-test" and best.id.endswith("best-on-test")
+    assert "chosen on the test of the training set" in scoring(MPI3DHP, config, "release")[1].note and "chosen on the test of the training set" not in scoring(H36M_P1, config, "release")[1].note
     assert scoring(MPI3DHP, config)[0].flip_tta and scoring(MPI3DHP, config)[0].id == POSEAUG_3DHP.id
 
 def test_the_schedule_ends_above_zero():
@@ -328,6 +352,126 @@ def test_who_learns_when(few):
         counts = tuple(len(optimizers[name].seen) for name in ("augmentor", "pose_judge", "lifter"))
         assert counts[:2] == expected[:2] and len(optimizers["image_judge"].seen) == expected[1]
         assert (expected[2] - 3 if fidelity == "release" and epoch else expected[2]) <= counts[2] <= expected[2] # poses that left the picture make the augmented pass shorter
+
+# ---- what the specification fixes: sections 6 and 7
+
+def test_the_defaults_are_those_of_the_release():
+    "Specification, 6.2, 6.3, 7.2: weights, bands, ramp, warm-up, pool; 6.4: which rules the paper's text has."
+    config, plan = Config(), poseaug.PLANS["paper"]
+    assert config.adversarial == (1., 6.) and config.ranges == 3. and config.feedback == (0.1, 0.01) and config.targets == (3., 5., 17.) and config.tolerances == (2., 15.)
+    assert config.turn == (0.205, 0.165) and config.growth == 0.1 and config.pool == 4096 and config.warmup == 2 and config.templates == "h36m" and config.switches == () and config.augment and not config.placed
+    assert (plan.epochs, plan.learning_rate, plan.batch_size) == (50, 1e-4, 1024) and {name: VARIANTS[name].lifter_rate for name in poseaug.LIFTERS} == dict(mlp=1., semgcn=10., stgcn=1., videopose=1.)
+    assert tuple(vars(RULES["paper"]).values()) == ("exponential", "rectified", "free", "free", "every", "eval", "in-front", "view", "jointly")
+    assert tuple(vars(RULES["release"]).values()) == ("band", "band", "fixed", "locked", "alternate", "train", "clamped", "upper", "passes")
+
+@pytest.mark.parametrize("fidelity", ["paper", "release"])
+def test_the_augmentor_is_asked_for_the_sum_of_the_specification(few, fidelity):
+    "Known judges, a known augmentor and a lifter whose answers are known; each term slowly, sample by sample."
+    method, batch = made(few, fidelity).train(), batch_of(few)
+    torch.manual_seed(1)
+    pose, found = bodies(64), [bodies(64, seed) for seed in (1, 2, 3)]
+    turned, ratio = torch.rand(64, 15), torch.rand(64, 9) - 0.5
+    leaf = found[2].clone().requires_grad_()
+    method.exchanged = lambda batch: pose
+    method.augmentor.forward = lambda given, noise: poseaug.Augmented(found[0], turned, found[1], ratio, leaf, torch.eye(3), leaf[:, :1])
+    method.pose_judge.forward, method.image_judge.forward = lambda p: p[:, :5, 0], lambda uv: uv[:, :1, 0] + 2 * uv[:, 1:2, 1]
+    method.lifted = lambda uv, batch: torch.cat([uv, uv[..., :1]], -1)
+    losses, _, uv_out = method.challenge(batch, torch.optim.SGD([leaf], 0.))
+    project = project_in_front if fidelity == "paper" else poseaug_project
+    K = poseaug_intrinsics(batch.camera)
+    uv, uv_ba, uv_rt = (project(p, K) for p in (pose, found[0], found[2]))
+    assert torch.equal(uv_out, uv_rt)
+    assert float(losses["fool_2d"].detach()) == pytest.approx(1. * np.mean([0.5 * (float(u[0, 0] + 2 * u[1, 1]) - 1) ** 2 for u in uv_rt]), rel=1e-4)
+    assert float(losses["fool_3d"]) == pytest.approx(6. * np.mean([0.5 * (float(p[k, 0]) - 1) ** 2 for p in found[0] for k in range(5)]), rel=1e-4)
+    mean_turn, mean_growth = [float(t.mean()) for t in turned], [float(r.abs().mean()) for r in ratio]
+    if fidelity == "paper": ranges = np.mean([max(0., t - 0.37) ** 2 for t in mean_turn]) + np.mean([max(0., g - 0.1) ** 2 for g in mean_growth])
+    else: ranges = np.mean([(t - 0.205) ** 2 * (abs(t - 0.205) > 0.165) for t in mean_turn]) + np.mean([float(g) ** 2 * (abs(float(g)) > 0.1) for g in ratio.flatten()])
+    assert float(losses["ranges"]) == pytest.approx(3. * ranges, rel=1e-4)
+    errors = [(torch.cat([u, u[..., :1]], -1) - (p - p[:, :1])).norm(dim=-1).tolist() for u, p in ((uv, pose), (uv_ba, found[0]), (uv_rt, found[2]))]
+    if fidelity == "release":
+        groups = (((1, 4, 10, 13), (5, 5, 5, 5)), ((2, 5, 9, 11, 14), (2, 2, 1, 2, 2)), ((3, 6, 12, 15), (1, 1, 1, 1)))
+        grouped = [[[np.mean([w * e[j] for j, w in zip(*g)]) for g in groups] for e in kind] for kind in errors]
+        def band(kind, target, tolerance): return np.mean([(a / b - target) ** 2 * (abs(a / b - target) > tolerance) for x, y in zip(grouped[kind], grouped[0]) for a, b in zip(x, y)])
+        feedback = 0.1 * band(1, 3 + 2 * 2 / 3, 2.) + 0.01 * band(2, 17., 15.) # the second of three epochs
+    else:
+        beta, cost = 3 + 2 * 2 / 3, lambda e: np.mean([(v / 0.1) ** 2 for v in e[1:]]) / 3
+        exponents = [cost(a) - beta * cost(b) for a, b in zip(errors[2], errors[0])]
+        feedback = 0.1 * np.mean([abs(1 - (math.exp(x) if x < 2 else math.exp(2) * (x - 1))) for x in exponents])
+    assert feedback > 0 and float(losses["feedback"].detach()) == pytest.approx(feedback, rel=1e-3)
+
+@pytest.mark.parametrize("epoch, zero", [(1, (1.04, 5.04)), (25, (2., 6.)), (50, (3., 7.))])
+def test_the_band_moves_as_the_specification_says(few, epoch, zero):
+    "Where the loss of bent poses is zero in an epoch, counted from one; at the end of the chain it is always from 2 to 32."
+    method, batch = made(few, "release"), batch_of(few)
+    batch.clock = Clock(epoch - 1, 50, epoch - 1, 50, 0, 1)
+    pose, flat = torch.zeros(64, 16, 3), torch.zeros(64, 16, 2)
+    def term(of_ba, of_rt): # feedback, when the lifter is wrong by 1 m on the original, and by so many on the others
+        sizes = iter((1., of_ba, of_rt))
+        method.lifted = lambda uv, batch: torch.full((64, 16, 3), next(sizes) / math.sqrt(3))
+        return float(method.feedback(poseaug.Augmented(pose, None, None, None, pose, None, None), flat, flat, pose, flat, batch))
+    low, high = zero
+    for inside in (low + 0.01, high - 0.01): assert term(inside, 17.) == 0
+    for outside in (low - 0.01, high + 0.01): assert term(outside, 17.) == pytest.approx(0.1 * 2.01 ** 2, rel=1e-3)
+    assert term(4., 2.01) == term(4., 31.99) == 0 and term(4., 1.99) == pytest.approx(term(4., 32.01), rel=1e-3) == pytest.approx(0.01 * 15.01 ** 2, rel=1e-3)
+
+@pytest.mark.parametrize("fidelity", ["paper", "release"])
+def test_what_judges_pools_and_lifter_are_given(few, fidelity):
+    "The judge of poses gets bent poses, that of pictures and the lifter the end of the chain; the release's judges learn in steps 0, 2, 4 of the whole run."
+    poses, seen = few.select(torch.arange(192)), {}
+    method = made(poses, fidelity, warmup=0).train()
+    method.batch_size, method.refuse_collapse = 64, lambda batch: None
+    ba, rt = bodies(64, 1), bodies(64, 2) * torch.tensor([.1, .1, 1.])
+    method.challenge = lambda batch, optimizer: ({}, poseaug.Augmented(ba, None, None, None, rt, None, None), method.project(rt, poseaug_intrinsics(batch.camera)))
+    for name in ("pose_pool", "image_pool"): getattr(method, name).forward = lambda samples, draws, shard, name=name: seen.setdefault(name, []).append(samples) or samples
+    for name in ("pose_judge", "image_judge"): getattr(method, name).forward = lambda x, name=name: seen.setdefault(name, []).append(x) or (x.flatten(1)[:, :1] * torch.ones(1, requires_grad=True))
+    method.lifter.network.forward = lambda x: seen.setdefault("lifter", []).append(x) or torch.zeros(len(x), 16, 3, requires_grad=True)
+    still = {name: torch.optim.SGD(getattr(method, name).parameters(), 0.) for name in ("augmentor", "pose_judge", "image_judge", "lifter")}
+    def step(k, epoch): # of an epoch of three steps
+        batch = Batch(poses, torch.arange(64) + 64 * (k % 3), Clock(k, 6, epoch, 2, k % 3, 3))
+        before = len(seen.get("pose_judge", ()))
+        losses = method.step(batch, still)
+        assert (len(seen.get("pose_judge", ())) > before) == ("judge_image" in losses)
+        return batch, "judge_pose" in losses
+    batches, learned = zip(*(step(k, k // 3) for k in range(6)))
+    assert learned == ((True,) * 6 if fidelity == "paper" else (True, False) * 3)
+    uv = method.project(rt, poseaug_intrinsics(batches[0].camera))
+    assert torch.equal(seen["pose_pool"][0], ba) and torch.equal(seen["image_pool"][0], uv)
+    assert torch.equal(seen["pose_judge"][0][64:], ba) and torch.equal(seen["image_judge"][0][64:], uv)
+    assert all(float((to_bones(p[:64]).norm(dim=-1)[:, None] - method.templates).abs().amax(-1).amin(1).max()) < 1e-4 for p in seen["pose_judge"]) # real ones
+    if fidelity == "paper": assert torch.equal(seen["lifter"][0][0::2], method.lifter.read(batches[0])) and torch.equal(seen["lifter"][0][1::2], torch.where(kept_in_view(rt, uv)[:, None, None], method.seen(uv, batches[0]), method.lifter.read(batches[0])))
+
+def test_the_augmented_pass_comes_first(few):
+    "Specification, 7.2: one pass over the fakes that were kept, then one over the real poses."
+    poses, order = few.select(torch.arange(128)), []
+    method = made(poses, "release").train()
+    method.batch_size, method.fakes = 64, bodies(128)
+    pair, read = method.fake_pair, method.lifter.read
+    method.fake_pair = lambda part: order.append("augmented") or pair(part)
+    method.lifter.read = lambda part: order.append("real") or read(part)
+    method.passes(batch_of(poses, step=1), torch.optim.SGD(method.lifter.parameters(), 0.))
+    assert order == ["augmented"] * 2 + ["real"] * 2
+
+@pytest.fixture(scope="module")
+def first_steps(few):
+    "What the first two steps after the warm-up report, with one rule of the release or none."
+    poses = few.select(torch.arange(128))
+    def run(*switches):
+        method = made(poses, switches=switches).train()
+        method.batch_size, still = 64, {name: torch.optim.SGD(getattr(method, name).parameters(), 0.) for name in ("augmentor", "pose_judge", "image_judge", "lifter")}
+        torch.manual_seed(0)
+        found = [method.step(batch_of(poses, step=step, steps=2), still) for step in range(2)]
+        return [{name: float(value.detach()) for name, value in losses.items()} for losses in found]
+    return functools.cache(run)
+
+CHANGES = dict(feedback={"feedback"}, ranges={"ranges"}, torso={"fool_3d", "ranges", "fool_2d"}, chest={"ranges", "fool_2d", "feedback"}, judging=set(), listening={"feedback"}, projection={"fool_2d", "judge_image", "feedback"}, filter={"kept"}, updates={"real", "augmented"})
+
+@pytest.mark.parametrize("rule", CHANGES)
+def test_both_values_of_a_rule_give_different_numbers(first_steps, rule):
+    paper, other = first_steps(), first_steps(f"{rule}={getattr(RULES['release'], rule)}")
+    names = {name for name in paper[0] if name not in other[0] or abs(paper[0][name] - other[0][name]) > 1e-6}
+    assert CHANGES[rule] <= names
+    if rule in ("feedback", "ranges"): assert names == CHANGES[rule] # and nothing else
+    assert ("judge_pose" in other[1]) == (rule != "judging") and ("kept" in other[1]) and (rule == "updates") == ("real" not in other[0])
 
 def test_gradients_go_where_they_should(few):
     method, optimizers = made(few), None
@@ -417,7 +561,7 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
     "Killed in the middle of an epoch, where the release keeps augmented poses for later: same weights, pools, optimisers and history."
     sets = streams(few, Config(**SMALL))
     whole = made(few, fidelity)
-    unbroken = fit(whole, sets, PLAN, folder=tmp_path / "whole", show=False, checkpoint_every=3)
+    unbroken = fit(whole, sets, PLAN, show=False)
     method = made(few, fidelity)
     step = method.step
     def until(batch, optimizers):
@@ -428,7 +572,7 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
     kept = load_checkpoint(tmp_path / "broken" / "last.pt")["method"]
     assert len(kept["_extra_state"]) == (len(few) if fidelity == "release" else 0)
     again = made(few, fidelity)
-    resumed = fit(again, sets, PLAN, folder=tmp_path / "broken", show=False, checkpoint_every=3)
+    resumed = fit(again, sets, PLAN, folder=tmp_path / "broken", show=False)
     for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values()): assert torch.equal(a, b), name
     strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert strip(unbroken.rows) == strip(resumed.rows) and len(whole.fakes) == 0
@@ -436,11 +580,11 @@ def test_a_killed_run_ends_with_the_same_numbers(few, tmp_path, fidelity):
 @pytest.mark.slow
 def test_two_processes_are_one(few):
     "All losses agree, by paper and by release in one start of the processes: pools, kept poses and (in the paper's order) dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
-    runs = []
+    runs, few = [], few.select(torch.arange(144))
     for device in ("cpu", Devices("cpu", processes=2)):
         method = Together(paper=made(few, "paper"), release=made(few, "release", lifter_options=("width=32", "units=standard", "dropout=0.")))
         runs.append(fit(method, streams(few, Config(**SMALL)), PLAN.changed(epochs=2, learning_rate=1e-7), device=device, show=False))
-    assert len(runs[0].first_losses) == len(runs[1].first_losses) == 10
+    assert len(runs[0].first_losses) == len(runs[1].first_losses) == 6
     for k, (x, y) in enumerate(zip(*(r.first_losses for r in runs))):
         assert sorted(x) == sorted(y)
         for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if name == "release/augmented" else 1e-4, abs=1e-5), (k, name) # two processes leave an odd last sample of the pass out
@@ -452,6 +596,33 @@ def test_a_collapse_is_said(few):
     with pytest.raises(Collapsed, match="nearly the same pose.*another seed"): fit(method, streams(few, method.config), PLAN.changed(learning_rate=1e-9), show=False)
     method = made(few, warmup=0, most_accurate=0.)
     with pytest.raises(Collapsed, match="tell every augmented pose from a real one"): fit(method, streams(few, method.config), PLAN, show=False)
+
+@pytest.mark.parametrize("fidelity", ["paper", "release"])
+def test_one_bend_is_a_collapse_however_it_is_turned(few, fidelity):
+    method = made(few, fidelity, warmup=0)
+    nn.init.zeros_(method.augmentor.BAprocess.w2.weight); nn.init.normal_(method.augmentor.BAprocess.w2.bias, std=1e3)
+    with pytest.raises(Collapsed, match="spread 0.0. times.*in their bends and [1-9]"): fit(method, streams(few, method.config), PLAN.changed(epochs=1, learning_rate=1e-9), show=False)
+
+def test_bends_are_seen_by_no_rotation():
+    pose = bodies(8)
+    assert torch.allclose(poseaug.bends(pose @ rotation_of(torch.randn(8, 3)).mT + 1.), poseaug.bends(pose), atol=1e-4) and poseaug.bends(pose).shape == (8, 13, 13)
+    moved = to_bones(pose); moved[:, list(TORSO)] = torch.randn(8, 2, 3)
+    assert torch.allclose(poseaug.bends(to_joints(moved)), poseaug.bends(pose), atol=1e-4) # the release never turns them
+
+def test_one_sample_in_each_process_is_watched_all_the_same(few):
+    "What two processes of one sample see is what one process of two samples sees."
+    method, pose = made(few), bodies(2)
+    made_ = poseaug.Augmented(*(x for x in method.augmentor.train()(pose, torch.randn(2, 4, 48))))
+    method.watch(batch_of(few), pose, made_)
+    wanted = method.watched.clone()
+    assert bool((wanted[2:4] > 0).all())
+    class Two:
+        "The first of two processes; what the other one has is known."
+        def gathered(self, values): return torch.stack([x for x in (pose, made_.pose_ba, made_.pose_rt[:, 0]) if torch.equal(x[:1], values)][0].split(1))
+    method.watched.zero_()
+    batch = batch_of(few); batch.shard = Two()
+    method.watch(batch, pose[:1], poseaug.Augmented(*(x[:1] for x in made_)))
+    assert torch.allclose(method.watched, wanted)
 
 @pytest.fixture
 def tried(tmp_path, monkeypatch):
@@ -539,9 +710,42 @@ def test_across_to_the_people_of_3dhp(tmp_path, monkeypatch):
     assert scores["mpjpe"] > 0 and scores["poses"] == len(plain) and set(run.simple["mpi_inf_3dhp"]) == {"mean pose", "constant depth"}
 
 def test_the_control_is_the_lifter_alone(few):
-    method = made(few, augment=False)
-    history = fit(method, streams(few, method.config), PLAN.changed(epochs=1), show=False)
-    assert [n for n in history.rows[0] if n.startswith("loss/")] == ["loss/mse"] and history.rows[0]["lr/lifter"] == 1e-3
+    "It waits as long as the augmented lifter does: the same number of steps, with a loss for every epoch."
+    steps = {}
+    for augment in (True, False):
+        method = made(few, augment=augment, warmup=2)
+        before, own = copy.deepcopy(method.lifter.state_dict()), method.optimizers
+        def counted(plan):
+            found = own(plan)
+            found["lifter"].optimizer.register_step_post_hook(lambda *_: steps.update({augment: steps.get(augment, 0) + 1}))
+            return found
+        method.optimizers = counted
+        history = fit(method, streams(few, method.config), PLAN.changed(epochs=3), show=False)
+    assert steps[True] == steps[False] == history.steps // 3
+    assert all([n for n in row if n.startswith("loss/")] == ["loss/mse"] for row in history.rows) and history.rows[0]["lr/lifter"] == 1e-3
+    method, still = made(few, augment=False, warmup=2).train(), None
+    before = copy.deepcopy(method.lifter.state_dict())
+    loss = method.step(batch_of(few), {})["mse"] # the second epoch of three: no optimiser is asked
+    assert float(loss) > 0 and all(torch.equal(v, before[n]) for n, v in method.lifter.state_dict().items()) and method.lifter.network.training
+
+def test_a_run_that_was_interrupted_goes_on_in_the_same_process(few, tmp_path):
+    "The poses that were kept are those of the checkpoint, and no part of what a run is."
+    method = made(few, "release", warmup=0)
+    step = method.step
+    def until(batch, optimizers):
+        if batch.clock.step == 2: raise KeyboardInterrupt
+        return step(batch, optimizers)
+    method.step = until
+    sets, plan = streams(few, method.config), PLAN.changed(epochs=1)
+    with pytest.raises(KeyboardInterrupt): fit(method, sets, plan, folder=tmp_path, show=False, checkpoint_every=1)
+    assert len(method.fakes) == len(few)
+    method.step = step
+    assert fit(method, sets, plan, folder=tmp_path, show=False).steps > 2
+    assert method.fakes.shape == (0, 16, 3) and method.fakes.untyped_storage().nbytes() == 0 # not a view of what was kept
+
+def test_epochs_without_a_step_of_the_judges_have_no_accuracy():
+    rows = [{"epoch": 1, "loss/accuracy_pose": 0.5, "loss/accuracy_image": 0.7}, {"epoch": 2, "loss/ranges": 1.}]
+    assert poseaug.accuracies(rows) == {"judge of 3D": [{"epoch": 1, "accuracy": 0.5}], "judge of 2D": [{"epoch": 1, "accuracy": 0.7}]}
 
 def test_a_trained_method_is_stored_and_read(few, tmp_path):
     method = made(few, switches=("feedback=band",))
@@ -570,6 +774,14 @@ def test_an_augmented_set_is_a_set(few):
     assert torch.allclose(screen_normalize(after.pose_2d, camera.resolution), poseaug_project(after.pose_3d, poseaug_intrinsics(camera)), atol=1e-3) and bool((after.pose_3d[..., 2] > NEAREST).all())
     assert torch.equal(augment(few, method, seed=1, batch_size=77).pose_3d, after.pose_3d) and not torch.equal(augment(few, method, seed=2).pose_3d[:5], after.pose_3d[:5])
     assert method.augmentor.training and "no 3D" in refused(augment, replace(few, pose_3d=None), method)
+
+def test_an_augmented_set_stays_in_a_picture_that_is_wider_than_high(few):
+    cameras = few.cameras
+    wide = replace(few, cameras=replace(cameras, resolution=cameras.resolution * torch.tensor([1., 0.2]), intrinsics=cameras.intrinsics * torch.tensor([1., 1., 1., 0.2])))
+    method = made(few, placed=True)
+    after, square = augment(wide, method), augment(few, method)
+    size = after.cameras.resolution[after.camera_id.long()][:, None].float()
+    assert bool((after.pose_2d >= 0).all()) and bool((after.pose_2d <= size).all()) and 0 < len(after) < len(square)
 
 def test_views_and_bends():
     stand = torch.zeros(1, 16, 3); stand[..., 2] = 4.
