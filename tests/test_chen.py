@@ -11,19 +11,17 @@ from conftest import refused, some
 from poseprojects.camera import intrinsic_normalize
 from poseprojects.data import mpii, synthetic
 from poseprojects.data.base import clip_bounds
-from poseprojects.experiment import Experiment
 from poseprojects.metrics import depth_flip, pa_mpjpe
 from poseprojects.papers import chen
 from poseprojects.papers.chen import (VARIANTS, Adapter, Chen, Config, Rays, Reproduction, ResidualNetwork, back_project, bending, build, difference, draws_of_samples, motion_of, pairs_of, prepared, round_trip,
                                       seen_by_camera, slope_at_real, streams, turned_away, turned_back)
 from poseprojects.papers.turning import azimuth, elevation, orthographic, perspective, random_view
 from poseprojects.protocol import CMU
-from poseprojects.results.records import read_all
 from poseprojects.skeleton import H36M17
 from poseprojects.train.checkpoints import seed_everything
 from poseprojects.train.devices import Devices, choose_devices
 from poseprojects.train.engine import Batch, Plan, Stream, fit
-from poseprojects.train.evaluation import ConstantDepth, evaluate, evaluating
+from poseprojects.train.evaluation import ConstantDepth, evaluate
 from poseprojects.train.schedules import Clock, Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")

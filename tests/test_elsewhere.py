@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 import h5py
 import pytest

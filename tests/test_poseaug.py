@@ -15,21 +15,19 @@ from parallel_methods import Together
 from test_results import a_record
 from poseprojects.camera import poseaug_intrinsics, poseaug_project, screen_normalize
 from poseprojects.data import mpi_inf_3dhp, synthetic
-from poseprojects.data.base import open_set
 from poseprojects.papers import poseaug
-from poseprojects.papers.adversarial import fool_loss
 from poseprojects.experiment import Experiment, options
 from poseprojects.papers.poseaug import RULES, VARIANTS, Collapsed, Config, augment, build, first_of, lifter_config, lifter_paper, rules_of, scoring, settled, streams, with_restarts
 from poseprojects.papers.poseaug_losses import (FAR, MIDDLE, NEAR, NEAREST, band_loss, feedback_exponential, feedback_ratio, group_errors, kept_by_release, kept_in_view, project_in_front,
-                                                range_loss, rectified_loss)
-from poseprojects.papers.poseaug_networks import (BONES, GROUPS, LOCKED, PARTS, TEMPLATES, TORSO, Augmentor, ImageJudge, PoseJudge, directions, mean_lengths, rotation_of, to_bones, to_joints,
+                                                range_loss)
+from poseprojects.papers.poseaug_networks import (BONES, GROUPS, LOCKED, PARTS, TEMPLATES, TORSO, Augmentor, ImageJudge, PoseJudge, directions, rotation_of, to_bones, to_joints,
                                                   with_lengths)
 from poseprojects.protocol import CMU, CMU16, H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_H36M
 from poseprojects.results.grid import Run, disagreement, parameters_of
 from poseprojects.results.records import asked_seed, read, read_all
 from poseprojects.results.tables import runs
 from poseprojects.skeleton import H36M16, H36M17
-from poseprojects.storage import InputError, project_root
+from poseprojects.storage import project_root
 from poseprojects.train.checkpoints import load_checkpoint, save_checkpoint, seed_everything
 from poseprojects.train.devices import Devices
 from poseprojects.train.engine import Batch, History, Plan, fit

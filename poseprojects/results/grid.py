@@ -11,7 +11,7 @@ __all__ = ['HEARTBEAT', 'parameters_of', 'default_variant', 'Run', 'Grid', 'grid
 import ast, fcntl, functools, hashlib, importlib, itertools, json, math, os, re, signal, sys, threading, time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence

@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 from ..data.base import source
 from .records import WHERE, Record, asked_seed, identity
 from ..storage import InputError, atomic_write, results_dir
