@@ -370,16 +370,17 @@ def plot_learning_curve(
     from matplotlib.ticker import MaxNLocator
     if not histories: raise InputError("histories: empty; give at least one label and its values")
     if ax is None:
-        figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+        figure, ax = plt.subplots(figsize=(9 if len(histories) > 3 else 6, 3.4), layout="constrained")
         plt.close(figure)
-    tail = f" {unit}" if unit else ""
+    tail = f" {unit}" if len(unit) < 6 and unit else "" # a long one stands at the axis only
     palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
     for k, (label, history) in enumerate(histories.items()):
         x, y = _series(history, metric, label, steps)
         ax.plot(x, y, color=palette[k % len(palette)], linestyle=("-", "-.", ":")[k // len(palette) % 3], marker="o" if len(x) < 30 else None, markersize=3, label=f"{label} ({y[-1]:.4g}{tail})")
     for label, value in (levels or {}).items(): ax.axhline(value, color=CENTRE, linestyle="--", linewidth=1, label=f"{label} ({value:.4g}{tail})")
-    ax.set(xlabel=steps, ylabel=f"{metric} in {unit}" if unit else metric, yscale="log" if log else "linear", title=title)
+    name, between = metric.removeprefix("loss/").replace("_", " "), "\n" if len(unit) > 12 else " "
+    ax.set(xlabel=steps, ylabel=f"{name} in{between}{unit}" if unit else name, yscale="log" if log else "linear", title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True)) # there is no half epoch
     ax.grid(alpha=0.25)
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9, **(dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(histories) > 3 else {})) # many names would hide the curves
     return ax.figure
