@@ -151,7 +151,7 @@ def variant_of(
 ) -> str | None: # a key of `VARIANTS`
     "The variant that is named, else that of a lifter which suits a plan, else the plan's own. Raises `InputError` for a lifter and a variant of another one."
     if lifter and lifter not in LIFTERS: raise InputError(f"PoseAug: lifter {lifter!r} is not known, expected one of {', '.join(LIFTERS)}")
-    if lifter and variant in VARIANTS and VARIANTS[variant].lifter != lifter: raise InputError(f"PoseAug: lifter = {lifter!r} and variant = {variant!r}, which is one of {VARIANTS[variant].lifter}, contradict each other; expected one of the two")
+    if lifter and variant in VARIANTS and VARIANTS[variant].lifter != lifter: raise InputError(f"PoseAug: lifter = {lifter!r} and variant = {variant!r}, which is one of {VARIANTS[variant].lifter}, contradict each other; expected the lifter or the variant alone")
     return variant or ((lifter if plan == "paper" else f"{lifter}-short") if lifter else DEFAULT_VARIANT.get(plan))
 
 def settled(
@@ -164,7 +164,7 @@ def settled(
     if stage not in STAGES: raise InputError(f"PoseAug: stage = {stage!r} is not known, expected one of {', '.join(STAGES)}")
     if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0: raise InputError(f"PoseAug: restarts = {restarts!r} is no number of times, expected a whole number, 0 or larger")
     for name in ("epochs", "learning_rate", "restarts") if stage == "baseline" else ():
-        if given.get(name): raise InputError(f"PoseAug: {name} = {given[name]!r} is of the second step, which stage = 'baseline' leaves out; expected " + ("baseline_epochs" if name == "epochs" else "one of the two"))
+        if given.get(name): raise InputError(f"PoseAug: {name} = {given[name]!r} is of the second step, which stage = 'baseline' leaves out; expected " + ("baseline_epochs" if name == "epochs" else f"no {name}, or stage = 'both'"))
     return {**given, "variant": variant_of(given.get("lifter", ""), given.get("plan", "quick"), given.get("variant")), "lifter": None, "stage": "baseline" if stage == "baseline" else "both"}
 
 # %% ../../nbs/papers/poseaug.ipynb #1dcd5c74
