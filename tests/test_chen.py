@@ -241,6 +241,10 @@ def test_bodies_face_as_the_real_poses_do(blind, tilt):
     assert torch.allclose(apart.cos(), torch.ones(32), atol=1e-5) and float(chen.heading(upright(lifted), method.body).std()) > 0.3
     assert torch.allclose(turned[..., 1], upright(lifted)[..., 1], atol=1e-5)
 
+@pytest.mark.parametrize("options", [dict(azimuth=70.), dict(views="sample"), dict(real="same"), dict(weights=(0., 1., 1., 1.))])
+def test_headings_need_other_real_poses_and_all_views(options):
+    assert "expected azimuth = 180" in refused(Config, headings=.9, **options) and Config(**options)
+
 def test_some_bodies_face_anywhere(blind):
     method = build(blind, small(headings=0.5, headings_spread=0., elevation=0.)).eval()
     batch = batch_of(blind, 400, Clock(90, 100))

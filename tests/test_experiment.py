@@ -10,8 +10,9 @@ from poseprojects import zoo
 from poseprojects.data import cmu, mpii, synthetic
 from poseprojects.experiment import Experiment, Parameters, score_lines
 from poseprojects.papers import chen, lcn, martinez
-from poseprojects.results.records import read_all
+from poseprojects.results.records import read, read_all
 from poseprojects.storage import InputError
+from poseprojects.train.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,21 @@ def test_a_run_leaves_a_lifter_that_can_be_used(places, pack):
     lifter = zoo.load("martinez", path.parent)
     assert path.parent == made.out_dir and lifter.about == {"variant": "width-512", "plan": json.loads(json.dumps(asdict(made.plan))), "seed": 3, "validation": ""}
     assert lifter.fingerprint == made.train.fingerprint and all(torch.equal(a, b) for a, b in zip(lifter.method.state_dict().values(), made.method.state_dict().values()))
+
+
+def test_what_learns_nothing_is_not_scored_again(places, pack, monkeypatch):
+    "Only a record of the same data counts; a damaged one is replaced."
+    made = Experiment(martinez, dict(dataset="cmu", data_root=str(pack), gpus=0))
+    made.load()
+    before, asked = made.trivial(), []
+    monkeypatch.setattr("poseprojects.experiment.evaluate", lambda predictor, *arguments, original=evaluate: asked.append(type(predictor).__name__) or original(predictor, *arguments))
+    assert {n: s["mpjpe"] for n, s in made.trivial().items()} == {n: s["mpjpe"] for n, s in before.items()} and asked == [] and len(files(places)) == 2
+    damaged, = (path for path in files(places) if "mean_pose" in path.parts)
+    damaged.write_text("{")
+    assert made.trivial()["mean pose"]["mpjpe"] == before["mean pose"]["mpjpe"] and asked == ["MeanPose"] and read(damaged).method == "mean_pose"
+    made.test = made.test.select(torch.arange(0, len(made.test), 2))
+    made.trivial()
+    assert sorted(asked) == ["ConstantDepth", "MeanPose", "MeanPose"]
 
 
 def test_what_learns_nothing_is_recorded_once_for_all_methods(places, pack):

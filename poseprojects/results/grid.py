@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 from ..data.base import source
 from .executors import Executor, LocalExecutor, Task
 from .records import WHERE, Record, plain, portable_path, read
-from ..storage import InputError, atomic_write, choices, project_root, results_dir, runs_dir
+from ..storage import InputError, atomic_write, choices, listed, project_root, results_dir, runs_dir
 
 # %% ../../nbs/results/grid.ipynb #1debc614
 def parameters_of(
@@ -294,7 +294,7 @@ def place_data(
     parameters = {"also_test": ",".join(also)} if also else {}
     if root: parameters["data_root"] = str(root)
     elif base and "data_root" in run.defaults and dataset and any(map(needs_files, (dataset, *also))): parameters["data_root"] = str(base / dataset)
-    missing = [*([] if found else [dataset or portable_path(str(root))]), *(name for name in str(said.get("more_2d") or "").replace(",", " ").split() if not there(name)),
+    missing = [*([] if found else [dataset or portable_path(str(root))]), *(name for name in listed(said.get("more_2d")) if not there(name)),
                *(run.also_test if dataset and not also and not _has_3d(dataset) else [])]
     return Placed(parameters, also, ", ".join(missing), ", ".join(name for name in run.also_test if name not in also))
 
