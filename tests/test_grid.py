@@ -297,8 +297,8 @@ def test_needs_data(place):
     fake = Fake(place / "log2")
     outcomes, lines = quiet(path, fake, data=data)
     assert [o.status for o in outcomes] == ["recorded", "ok", "needs data"]
-    assert [o.sentence for o in overview(path)] == ["", "without hdm05: needs data", "hdm05"]
-    assert any("without hdm05: needs data" in line for line in lines)
+    assert [o.sentence for o in overview(path)] == ["", "not scored on hdm05, which needs data", "hdm05"]
+    assert any("not scored on hdm05, which needs data" in line for line in lines)
     cmu = outcomes[1].run
     assert place_data(cmu, data) == Placed(dict(data_root=str(data / "cmu")), (), "", "hdm05") and place_data(outcomes[2].run, data).missing == "hdm05"
     assert place_data(outcomes[2].run, None).also_test == (), "a data set is not across itself"
@@ -410,7 +410,8 @@ def test_command_line(place, capsys, monkeypatch):
     path = table(place, "[[runs]]\nwidth = [1.0, 2.0]")
     write(record(expand(path).runs[0]))
     assert main([str(path), "--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["recorded", "due"]
+    *listed, total = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == ["recorded", "due"] and total.endswith("2 runs, 1 recorded, 1 due")
     assert main(["no-such-grid"]) == 2 and "quick-all" in capsys.readouterr().err
     assert main([str(path), "--gpus", "99"]) == 2 and "this machine has" in capsys.readouterr().err
     calls = []

@@ -323,10 +323,14 @@ def test_poses_take_the_lengths_of_people(train):
     assert float(near.amin(1).max()) < 1e-4 and len(near.argmin(1).unique()) == len(method.templates) == len(train.subject.unique())
     assert torch.equal(made(train, templates="h36m").templates, TEMPLATES)
 
-def test_a_short_run_begins_around_the_places_of_the_training_set(few):
-    method, pose = made(few, placed=True).eval(), few.pose_3d[:, [j for j in range(17) if j != 9]]
-    with torch.no_grad(): places = method.augmentor(pose, torch.randn(len(few), 4, 48)).place[:, 0]
-    assert torch.allclose(places.mean(0), few.pose_3d[:, 0].mean(0), atol=1.) and float(places.std(0).max()) < 2.
+def test_a_short_run_begins_near_the_poses_of_the_training_set(few):
+    method, pose = made(few, near=True), few.pose_3d[:, [j for j in range(17) if j != 9]]
+    with torch.no_grad(): begun, released = (m.train().augmentor(pose, torch.randn(len(few), 4, 48)) for m in (method, made(few)))
+    places = begun.place[:, 0]
+    own = few.pose_3d[:, 0]
+    assert bool(((places.mean(0) - own.mean(0)).abs() < 2 * own.std(0)).all()) and bool(((places.std(0) / own.std(0) - 1).abs() < 0.5).all())
+    assert float(begun.turned.mean()) < 0.06 < 0.2 < float(released.turned.mean()) # bends: below 20 degrees, not half a right angle
+    assert float(rotation_of(begun.rotation).std(0).mean()) > 0.4 # turned every way
     assert float(made(few).augmentor.RTprocess.w2_T.bias.detach().abs().max()) < 0.1 # as released
 
 class Spy(torch.optim.Optimizer):
@@ -592,6 +596,10 @@ def test_a_collapse_is_said(few):
     method = made(few, warmup=0)
     for name in ("w2_R", "w2_T"): nn.init.zeros_(getattr(method.augmentor.RTprocess, name).weight)
     with pytest.raises(Collapsed, match="nearly the same pose.*another seed"): fit(method, streams(few, method.config), PLAN.changed(learning_rate=1e-9), show=False)
+    method = made(few, warmup=0) # other places, but always the same turn
+    nn.init.zeros_(method.augmentor.RTprocess.w2_R.weight)
+    with pytest.raises(Collapsed, match="turns every pose in the same way.*turns by 0.000.*lower the learning rate"): fit(method, streams(few, method.config), PLAN.changed(learning_rate=1e-9), show=False)
+    assert method.spreads()["turns"] < 1e-5 and method.spreads()["bends"] > 0.5 and method.spreads()["places"] > 0.5
     method = made(few, warmup=0, most_accurate=0.)
     with pytest.raises(Collapsed, match="tell every augmented pose from a real one"): fit(method, streams(few, method.config), PLAN, show=False)
 
@@ -751,6 +759,22 @@ def test_a_trained_method_is_stored_and_read(few, tmp_path):
     read = load_lifter("poseaug", save_lifter(tmp_path / "lifter.safetensors", "poseaug", method, few, "paper"))
     batch = some(few)
     with torch.no_grad(): assert torch.allclose(read.method.predict(batch), method.eval().predict(batch), atol=1e-5)
+    assert torch.equal(augment(few, load_lifter("poseaug", tmp_path).method, seed=3).pose_3d, augment(few, method, seed=3).pose_3d) # the augmentor is in the folder of a run
+
+def test_an_augmentor_that_was_never_trained_is_refused(few):
+    assert "had no augmentor" in refused(augment, few, made(few, augment=False))
+
+@pytest.mark.parametrize("fidelity, variant, right", [("release", "mlp-short+feedback", "'mlp-short'"), ("release", "mlp-short+updates", "'mlp-short'")])
+def test_a_rule_that_the_fidelity_has_already_is_refused(fidelity, variant, right):
+    said = refused(settled, dict(variant=variant, fidelity=fidelity))
+    assert "changes nothing" in said and right in said
+    assert settled(dict(variant=variant, fidelity="paper"))["variant"] == variant
+
+def test_small_runs_take_one_sample_in_so_many(few):
+    config = VARIANTS["mlp-small"]
+    part = poseaug.prepared(few, config)
+    assert len(part) == -(-len(few) // 4) and torch.equal(part.pose_3d, few.pose_3d[::4]) and torch.equal(poseaug.baseline(config).prepared(few, None, "paper").pose_3d, part.pose_3d)
+    assert next(iter(poseaug.baseline(config).VARIANTS)) == "poseaug-units-standard-every4" and "every = 0" in refused(Config, every=0)
 
 @pytest.mark.parametrize("fidelity", ["paper", "release"])
 def test_a_batch_whose_depths_vanish_does_no_harm(few, fidelity):
@@ -776,7 +800,7 @@ def test_an_augmented_set_is_a_set(few):
 def test_an_augmented_set_stays_in_a_picture_that_is_wider_than_high(few):
     cameras = few.cameras
     wide = replace(few, cameras=replace(cameras, resolution=cameras.resolution * torch.tensor([1., 0.2]), intrinsics=cameras.intrinsics * torch.tensor([1., 1., 1., 0.2])))
-    method = made(few, placed=True)
+    method = made(few, near=True)
     after, square = augment(wide, method), augment(few, method)
     size = after.cameras.resolution[after.camera_id.long()][:, None].float()
     assert bool((after.pose_2d >= 0).all()) and bool((after.pose_2d <= size).all()) and 0 < len(after) < len(square)

@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'LIFTERS', 'HEARD', 'VARIANTS', 'PLANS', 'DEFAULT_VARIANT', 'IN_TEST_EVERY', 'STAGES', 'SUMMARISED', 'Rules',
            'named_values', 'rules_of', 'Config', 'lifter_paper', 'lifter_config', 'variant_of', 'settled', 'baseline',
            'first_of', 'prepared', 'streams', 'scoring', 'summary_inputs', 'pairs', 'Collapsed', 'with_restarts',
-           'PoseAug', 'bends', 'in_16_joints', 'build', 'refuse_points', 'begin_at', 'accuracies', 'augment',
+           'PoseAug', 'bends', 'in_16_joints', 'build', 'refuse_points', 'begin_near', 'accuracies', 'augment',
            'view_elevation', 'bone_angles', 'plot_augmented']
 
 # %% ../../nbs/papers/poseaug.ipynb #5cb082f6
@@ -27,7 +27,7 @@ from .blocks import descend
 from .lifters import Lifter, centred, joint_maps, quick_plan, scoring as scoring_of_lifters
 from .poseaug_losses import (GROWTH, TURN, TURN_TOLERANCE, band_loss, feedback_exponential, feedback_ratio, group_errors, kept_by_release, kept_in_view,
                                                 project_in_front, project_released, range_loss)
-from .poseaug_networks import BONES, TEMPLATES, TORSO, Augmented, Augmentor, ImageJudge, PoseJudge, directions, mean_lengths, to_bones, with_lengths
+from .poseaug_networks import BONES, TEMPLATES, TORSO, Augmented, Augmentor, ImageJudge, PoseJudge, directions, mean_lengths, rotation_of, to_bones, with_lengths
 from ..protocol import H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_H36M, Protocol
 from ..skeleton import H36M16
 from ..storage import InputError
@@ -84,7 +84,8 @@ class Config:
     lifter_rate: float = 1.                           # its learning rate in those of the plan
     switches: tuple[str, ...] = ()                    # rules that differ from the fidelity's, as "name=value"
     templates: str = "h36m"                           # bone lengths that are exchanged: "h36m", of five people (release), or "own", of the training people
-    placed: bool = False                              # augmented bodies begin around the mean place of the training set, not near the camera (ours, for short runs)
+    near: bool = False                                # the augmentor begins with small bends, around the training places, see `begin_near` (ours, for short runs)
+    every: int = 1                                    # one training sample in so many, for small runs (ours)
     subjects: int = 0                                 # only so many people of the training set; 0: all
     augment: bool = True                              # False: the lifter goes on with real poses alone after the same warm-up, for comparison
     warmup: int = 2                                   # epochs before the lifter learns and is listened to; never all
@@ -99,6 +100,7 @@ class Config:
     growth: float = GROWTH                            # ratio of lengths that costs nothing
     pool: int = 4096                                  # fakes that each judge is reminded of
     least_spread: float = 0.1                         # of bends and places, in those of the real poses; below it the augmentor has collapsed (ours)
+    least_turns: float = 0.01                         # of the entries of the rotation matrices; below it every pose is turned alike (ours)
     most_accurate: float = 0.999                      # accuracy of both judges over an epoch above which they have won (ours)
     start: str = field(default="", metadata={"neutral": ""}) # digest of the weights that the lifter began with; set by `start_from`
     joints: ClassVar[int] = 16                        # what the lifters read and write
@@ -107,7 +109,7 @@ class Config:
     def __post_init__(self):
         if self.lifter not in LIFTERS: raise InputError(f"PoseAug: lifter {self.lifter!r} is not known, expected one of {', '.join(LIFTERS)}")
         if self.templates not in ("h36m", "own"): raise InputError(f"PoseAug: templates = {self.templates!r} do not exist, expected 'h36m' or 'own'")
-        if self.subjects < 0 or self.warmup < 0 or self.pool < 1: raise InputError(f"PoseAug: subjects = {self.subjects}, warmup = {self.warmup} and pool = {self.pool} cannot be, expected 0 or more, and a pool of at least 1")
+        if self.subjects < 0 or self.warmup < 0 or self.pool < 1 or self.every < 1: raise InputError(f"PoseAug: subjects = {self.subjects}, warmup = {self.warmup}, every = {self.every} and pool = {self.pool} cannot be, expected 0 or more, and 1 or more of every and pool")
         rules_of("paper", self.switches), named_values(self.lifter_options)
 
 def lifter_paper(config: Config) -> ModuleType: # of poseprojects.papers
@@ -127,18 +129,19 @@ def lifter_config(config: Config): # a `LifterConfig`
 
 # %% ../../nbs/papers/poseaug.ipynb #c40e65d1
 def _variants() -> dict[str, Config]:
-    "Four lifters as released, and in units that suit a short run; then what single parts and rules change."
+    "Four lifters as released, in units that suit a short run, and so on a part of the samples; then what single parts and rules change."
     whole = {name: Config(lifter=name, lifter_rate=10. if name == "semgcn" else 1., lifter_options=("dropout=0.",) if name == "stgcn" else ()) for name in LIFTERS}
-    short = {f"{name}-short": replace(config, lifter_options=(*config.lifter_options, "units=standard"), templates="own", placed=True, warmup=1, lifter_rate=1.) for name, config in whole.items()}
+    short = {f"{name}-short": replace(config, lifter_options=(*config.lifter_options, "units=standard"), templates="own", near=True, warmup=1, lifter_rate=5.) for name, config in whole.items()}
+    small = {f"{name}-small": replace(short[f"{name}-short"], every=4) for name in LIFTERS}
     basis = short["mlp-short"]
-    parts = {"real": dict(augment=False), "no-feedback": dict(feedback=(0., 0.)), "no-3d": dict(adversarial=(1., 0.)), "no-2d": dict(adversarial=(0., 6.)), "no-ranges": dict(ranges=0.), "h36m-lengths": dict(templates="h36m")}
+    parts = {"real": dict(augment=False), "no-feedback": dict(feedback=(0., 0.)), "no-3d": dict(adversarial=(1., 0.)), "no-2d": dict(adversarial=(0., 6.)), "no-ranges": dict(ranges=0.), "h36m-lengths": dict(templates="h36m"), "released-start": dict(near=False), "equal-rates": dict(lifter_rate=1.)}
     rows = {f"mlp-short-{name}": replace(basis, **changes) for name, changes in parts.items()} | {f"{name}-short-real": replace(short[f"{name}-short"], augment=False) for name in LIFTERS}
     switched = {f"mlp-short+{f.name}": replace(basis, switches=(f"{f.name}={getattr(RULES['release'], f.name)}",)) for f in fields(Rules)} # one rule of the release, under fidelity "paper"
-    return whole | short | rows | switched | {f"{name}-s1": replace(config, subjects=1) for name, config in whole.items()}
+    return whole | short | small | rows | switched | {f"{name}-s1": replace(config, subjects=1) for name, config in whole.items()}
 
 VARIANTS = _variants()
 PLANS = {"paper": Plan("paper", epochs=50, batch_size=1024, learning_rate=1e-4, schedule=Schedule("linear_epochs"), drop_last=False, clip_norm=1.),
-         "quick": Plan("quick", epochs=4, batch_size=256, learning_rate=5e-4, schedule=Schedule("linear_epochs"), clip_norm=1.)}
+         "quick": Plan("quick", epochs=4, batch_size=256, learning_rate=1e-4, schedule=Schedule("linear_epochs"), clip_norm=1.)}
 DEFAULT_VARIANT = {"paper": "mlp", "quick": "mlp-short"} # plan -> variant, when none is named
 IN_TEST_EVERY = 64 # of so many samples the test of a train notebook takes one
 
@@ -165,7 +168,10 @@ def settled(
     if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0: raise InputError(f"PoseAug: restarts = {restarts!r} is no number of times, expected a whole number, 0 or larger")
     for name in ("epochs", "learning_rate", "restarts") if stage == "baseline" else ():
         if given.get(name): raise InputError(f"PoseAug: {name} = {given[name]!r} is of the second step, which stage = 'baseline' leaves out; expected " + ("baseline_epochs" if name == "epochs" else f"no {name}, or stage = 'both'"))
-    return {**given, "variant": variant_of(given.get("lifter", ""), given.get("plan", "quick"), given.get("variant")), "lifter": None, "stage": "baseline" if stage == "baseline" else "both"}
+    variant, fidelity = variant_of(given.get("lifter", ""), given.get("plan", "quick"), given.get("variant")), given.get("fidelity", "paper")
+    switches = VARIANTS[variant].switches if variant in VARIANTS else ()
+    if switches and fidelity in RULES and rules_of(fidelity, switches) == RULES[fidelity]: raise InputError(f"PoseAug: variant = {variant!r} changes nothing under fidelity = {fidelity!r}, whose rule it is; expected the other fidelity, or variant = {variant.split('+')[0]!r}")
+    return {**given, "variant": variant, "lifter": None, "stage": "baseline" if stage == "baseline" else "both"}
 
 # %% ../../nbs/papers/poseaug.ipynb #1dcd5c74
 def baseline(
@@ -178,7 +184,7 @@ def baseline(
     made.__dict__.update(vars(paper))
     changed = {name: getattr(options, name) for name in named_values(config.lifter_options) if getattr(options, name) != getattr(paper.VARIANTS["poseaug"], name)}
     name = "-".join(["poseaug", *(f"{key}-{value}" for key, value in changed.items())])
-    if config.subjects: name += f"-s{config.subjects}"
+    name += f"-s{config.subjects}" * (config.subjects > 0) + f"-every{config.every}" * (config.every > 1)
     made.VARIANTS, made.DEFAULT_VARIANT = {name: options}, dict.fromkeys(paper.PLANS, name)
     made.PLANS = {"paper": paper.PLANS["poseaug"], "quick": quick_plan(1 if config.lifter == "stgcn" else 3)}
     made.prepared = lambda train, options, fidelity: prepared(train, config, fidelity)
@@ -193,8 +199,9 @@ def first_of(
     return next(name for name, config in VARIANTS.items() if key(config) == key(VARIANTS[variant]))
 
 def prepared(train: PoseSet, config: Config, fidelity: str = "paper") -> PoseSet:
-    "The training set, or that of the first few people."
-    return train.select(torch.isin(train.subject, train.subject.unique()[:config.subjects])) if config.subjects else train
+    "The training set, or that of the first few people, or a part of its samples."
+    if config.subjects: train = train.select(torch.isin(train.subject, train.subject.unique()[:config.subjects]))
+    return train.select(torch.arange(0, len(train), config.every)) if config.every > 1 else train
 
 def streams(
     train: PoseSet,                  # the training set
@@ -229,7 +236,7 @@ def summary_inputs(
 def pairs() -> dict[str, dict[str, dict[str, tuple[str, str]]]]: # family -> lifter -> step -> method and variant
     "Which records belong together. A family's variants share what is said of them: all as released, in short runs, or with one training subject."
     found: dict = {}
-    for family, ending in (("as released", ""), ("short runs", "-short"), ("one subject", "-s1")):
+    for family, ending in (("as released", ""), ("short runs", "-short"), ("small runs", "-small"), ("one subject", "-s1")):
         for lifter in LIFTERS:
             variant = f"{lifter}{ending}"
             steps = {"alone": (lifter, next(iter(baseline(VARIANTS[variant]).VARIANTS))), "with PoseAug": ("poseaug", variant)}
@@ -270,7 +277,7 @@ class PoseAug(nn.Module):
         self.pose_judge, self.image_judge = PoseJudge(), ImageJudge()
         self.pose_pool, self.image_pool = Pool(config.pool, 16, 3), Pool(config.pool, 16, 2)
         self.register_buffer("templates", templates.clone(), persistent=False)
-        self.register_buffer("watched", torch.zeros(5)) # sums over the epoch: accuracies of the judges, spreads of bends and places; steps of the judges
+        self.register_buffer("watched", torch.zeros(7)) # sums over the epoch: accuracies of the judges, spreads of bends, places and turns; steps of the judges and of the augmentor
         self.fakes = torch.zeros(0, 16, 3) # of this epoch, by sample; NaN where there is none
 
     def get_extra_state(self) -> Tensor: return self.fakes
@@ -377,7 +384,7 @@ class PoseAug(nn.Module):
             accuracy = judged(*(s.detach() for s in scores), 0.5)
             self.watched[k] += accuracy
             losses |= {f"judge_{part}": loss, f"accuracy_{part}": accuracy}
-        self.watched[4] += 1
+        self.watched[5] += 1
         return losses
 
     # ------------------------------------------------ the lifter
@@ -457,23 +464,32 @@ class PoseAug(nn.Module):
 
     @torch.no_grad()
     def watch(self, batch: Batch, pose: Float[Tensor, "b 16 3"], made: Augmented) -> None:
-        "Adds up how widely the augmented poses are spread, in bends and in places, compared with the poses that they were made from."
-        seen = pose, made.pose_ba, made.pose_rt[:, 0]
+        "Adds up how widely the augmented poses are spread: in bends and in places compared with the poses that they were made from, in turns by the entries of the rotation matrices."
+        seen = pose, made.pose_ba, made.pose_rt[:, 0], made.rotation
         if len(pose) < 2: seen = (batch.shard.gathered(x).flatten(0, 1) for x in seen) # a share of one sample has no spread
-        pose, bent, place = seen
+        pose, bent, place, rotation = seen
         spread = lambda x: x.std(0).mean()
         self.watched[2] += spread(bends(bent)) / spread(bends(pose)).clamp_min(1e-6)
         self.watched[3] += spread(place) / spread(pose[:, 0]).clamp_min(1e-6)
+        self.watched[4] += spread(rotation_of(rotation))
+        self.watched[6] += 1
 
     def refuse_collapse(self, batch: Batch) -> None:
         "Raises `Collapsed` at the end of an epoch after the warm-up, in all processes at once."
         if not self.warm(batch.clock): return
-        accuracy_3d, accuracy_2d, bent, places, judged_steps = batch.shard.mean_(self.watched.clone()).tolist()
-        accuracy_3d, accuracy_2d = accuracy_3d / max(1., judged_steps), accuracy_2d / max(1., judged_steps)
-        bent, places = bent / batch.clock.steps_per_epoch, places / batch.clock.steps_per_epoch
-        said = f"epoch {batch.clock.epoch + 1}: augmented poses are spread {bent:.2f} times as widely as real ones in their bends and {places:.2f} times in places, the judges are right in {accuracy_3d:.1%} (3D) and {accuracy_2d:.1%} (2D)"
-        if min(bent, places) < self.config.least_spread: raise Collapsed(f"the augmentor makes nearly the same pose of every pose ({said}); begin again with another seed, or give the ranges more weight")
-        if min(accuracy_3d, accuracy_2d) > self.config.most_accurate: raise Collapsed(f"the judges tell every augmented pose from a real one, so the augmentor learns nothing from them ({said}); begin again with another seed, or lower the learning rate")
+        accuracy_3d, accuracy_2d, bent, places, turns = self.spreads(batch.shard.mean_(self.watched.clone())).values()
+        said = (f"epoch {batch.clock.epoch + 1}: augmented poses are spread {bent:.2f} times as widely as real ones in their bends and {places:.2f} times in places, their turns by {turns:.3f}, "
+                f"the judges are right in {accuracy_3d:.1%} (3D) and {accuracy_2d:.1%} (2D)")
+        again = "begin again with another seed, or"
+        if min(bent, places) < self.config.least_spread: raise Collapsed(f"the augmentor makes nearly the same pose of every pose ({said}); {again} give the ranges more weight")
+        if turns < self.config.least_turns: raise Collapsed(f"the augmentor turns every pose in the same way ({said}); {again} lower the learning rate")
+        if min(accuracy_3d, accuracy_2d) > self.config.most_accurate: raise Collapsed(f"the judges tell every augmented pose from a real one, so the augmentor learns nothing from them ({said}); {again} lower the learning rate")
+
+    def spreads(self, watched: Tensor | None = None) -> dict[str, float]: # watched: sums; None: those of this process
+        "What was watched in the last epoch: accuracies of the judges; spreads of bends and places in those of real poses, and of turns."
+        sums = (self.watched if watched is None else watched).tolist()
+        judged_steps, steps = (max(1., count) for count in sums[5:])
+        return {"accuracy 3D": sums[0] / judged_steps, "accuracy 2D": sums[1] / judged_steps, "bends": sums[2] / steps, "places": sums[3] / steps, "turns": sums[4] / steps}
 
     def predict(self, batch: Batch) -> Float[Tensor, "b 1 j 3"]: # metres, camera frame, relative to the root
         "What the lifter predicts."
@@ -511,7 +527,7 @@ def build(
         templates = mean_lengths(lifter.inwards(train.pose_3d[every]), train.subject[every])
     else: templates = TEMPLATES
     method = PoseAug(lifter, config, rules_of(fidelity, config.switches), templates)
-    if config.placed: begin_at(method.augmentor, train.pose_3d[:, train.skeleton.root].mean(0))
+    if config.near: begin_near(method.augmentor, train.pose_3d[:, train.skeleton.root])
     return method
 
 def refuse_points(
@@ -526,14 +542,20 @@ def refuse_points(
             raise InputError(f"{train.name}: sample {int(rows[row])} has no length between {H36M16.joints[BONES[bone][1]]} and {H36M16.joints[BONES[bone][0]]}, expected two different places: a direction is changed")
 
 @torch.no_grad()
-def begin_at(
-    augmentor: Augmentor,     # changed in place
-    place: Float[Tensor, "3"],# m, camera frame
+def begin_near(
+    augmentor: Augmentor,       # changed in place
+    places: Float[Tensor, "n 3"], # of the training set's bodies: m, camera frame
 ) -> None:
-    "Untrained, the augmentor puts bodies around this place; as released, within a few metres of the camera, half of them partly behind it."
-    last = augmentor.RTprocess.w2_T
-    last.weight.mul_(0.1)
-    last.bias.copy_(torch.stack([place[0], place[1], place[2].clamp_min(0.).sqrt()]))
+    """Untrained, the augmentor bends poses a little, turns them every way, as released, and puts them where the training set's are.
+
+    As released, bones begin bent by half a right angle on average and bodies within a few metres of the camera, half of them partly behind it; a short run does not get away from there."""
+    bending, moving = augmentor.BAprocess.w2, augmentor.RTprocess.w2_T
+    bending.weight.mul_(0.1)
+    bending.bias.zero_()
+    place, spread = places.mean(0), places.std(0)
+    root = place[2].clamp_min(0.01).sqrt() # depth is the square of what is written
+    moving.bias.copy_(torch.stack([place[0], place[1], root]))
+    moving.weight.mul_(torch.stack([spread[0], spread[1], spread[2] / (2 * root)])[:, None])
 
 # %% ../../nbs/papers/poseaug.ipynb #a3c30ac7
 def accuracies(
@@ -553,7 +575,9 @@ def augment(
     """New poses before the same cameras, with their exact projections in pixels; names, frames and actions stay.
 
     The augmentor runs on its running statistics, so a pose does not depend on its neighbours. Neighbouring frames get different noise: the set is for methods that see single frames.
-    Raises `InputError` for a set without 3D or without the joints that are needed."""
+    A run's folder holds what it needs: `augment(poses, zoo.load("poseaug", folder).method)`.
+    Raises `InputError` for a set without 3D or without the joints that are needed, and for a method that left its augmentor untrained."""
+    if not method.config.augment: raise InputError("PoseAug: this run had no augmentor (its variant trains on real poses alone), expected a run with one")
     if poses.pose_3d is None: raise InputError(f"{poses.name} has no 3D poses to augment, expected a set with 3D")
     inwards, device = joint_maps(poses.skeleton, 16)[0], next(method.augmentor.parameters()).device
     noise, found = torch.randn(len(poses), 4, Augmentor.NOISE, generator=torch.Generator().manual_seed(seed)), []
@@ -586,18 +610,27 @@ def plot_augmented(
     after: PoseSet,   # of `augment`
     method: PoseAug,  # whose judges are asked
 ) -> "matplotlib.figure.Figure":
-    "Histograms of two sets: view elevation, bone angles, places in the picture and before the camera, scores of both judges (0: fake, 1: real)."
+    "Histograms of two sets: view elevation, bone angles, places in the picture and before the camera, scores of both judges (0: fake, 1: real). Equal bins; what lies beyond the edges is named and not drawn."
     import matplotlib.pyplot as plt
     inwards, device = joint_maps(before.skeleton, 16)[0], next(method.augmentor.parameters()).device
+
+    def shown(poses: PoseSet, pose: Tensor) -> dict[str, Tensor]: # title -> values
+        camera = poses.cameras[poses.camera_id.long()].to(torch.float32)
+        with torch.no_grad(): scores = method.pose_judge(pose.to(device)).mean(1).cpu(), method.image_judge(project_in_front(pose, poseaug_intrinsics(camera)).to(device))[:, 0].cpu()
+        return {"view elevation in degrees": view_elevation(pose), "bends of knees, elbows, hips, shoulders in degrees": bone_angles(pose).flatten(), "distance of the pelvis in m": pose[:, 0, 2],
+                "pelvis from left (0) to right (1) in the picture": project(pose[:, :1], camera)[:, 0, 0] / camera.resolution[:, 0], "judge of 3D poses (0: fake, 1: real)": scores[0], "judge of 2D poses (0: fake, 1: real)": scores[1]}
+
+    sets = {"before": shown(before, inwards(before.pose_3d)), "after": shown(after, after.pose_3d)}
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.4), layout="constrained")
     plt.close(figure)
-    for poses, map_, label, colour in ((before, inwards, "before", "#0072B2"), (after, lambda x: x, "after", "#D55E00")):
-        pose, camera = map_(poses.pose_3d), poses.cameras[poses.camera_id.long()].to(torch.float32)
-        with torch.no_grad(): scores = method.pose_judge(pose.to(device)).mean(1).cpu(), method.image_judge(project_in_front(pose, poseaug_intrinsics(camera)).to(device))[:, 0].cpu()
-        shown = {"view elevation in degrees": view_elevation(pose), "bend of joints in degrees": bone_angles(pose).flatten(), "distance of the pelvis in m": pose[:, 0, 2],
-                 "pelvis in the picture, x in its width": project(pose[:, :1], camera)[:, 0, 0] / camera.resolution[:, 0], "judge of 3D poses": scores[0], "judge of 2D poses": scores[1]}
-        for ax, (title, values) in zip(axes.flat, shown.items()):
-            ax.hist(values.clamp(float(values.quantile(0.005)), float(values.quantile(0.995))).numpy(), bins=40, density=True, histtype="stepfilled", alpha=0.45, color=colour, label=label)
-            ax.set(xlabel=title, yticks=[])
-    axes[0, 0].legend(frameon=False)
+    for ax, title in zip(axes.flat, sets["before"]):
+        ends = [sets[name][title].quantile(torch.tensor([0.01, 0.99])) for name in sets]
+        least, most = (float(v) for v in (torch.minimum(*ends)[0], torch.minimum(torch.maximum(*ends)[1], ends[0][1] + 2 * (ends[0][1] - ends[0][0])))) # a few far bodies would press all others together
+        for (name, values), colour in zip(sets.items(), ("#0072B2", "#D55E00")):
+            values, inside = values[title], (values[title] >= least) & (values[title] <= most)
+            beyond = 1 - float(inside.float().mean())
+            ax.hist(values[inside].numpy(), bins=40, range=(least, most), weights=torch.full((int(inside.sum()),), 1 / len(values)).numpy(), histtype="stepfilled", alpha=0.45, color=colour, label=f"{name}, {beyond:.0%} beyond" if beyond >= 0.03 else name)
+        ax.set(xlabel=title, yticks=[])
+        ax.legend(frameon=False, fontsize=8)
+    axes[0, 0].set_ylabel("share of poses")
     return figure

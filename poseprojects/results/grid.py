@@ -277,7 +277,7 @@ class Placed:
     left_out: str               # the sets of also_test that are not there
 
     @property
-    def without(self) -> str: return f"without {self.left_out}: needs data" if self.left_out else ""
+    def without(self) -> str: return f"not scored on {self.left_out}, which needs data" if self.left_out else ""
 
 def place_data(
     run: Run,           # of a grid
@@ -624,7 +624,10 @@ def main(
     given = vars(parser.parse_args(arguments))
     try:
         if given.pop("list"):
-            for outcome in overview(given["name"], given["data"], given["force"]): print(f"{outcome.status:10s} {outcome.run.label}  {outcome.numbers}  {outcome.sentence}".rstrip())
+            found = overview(given["name"], given["data"], given["force"])
+            for outcome in found: print(f"{outcome.status:10s} {outcome.run.label}  {outcome.numbers}  {outcome.sentence}".rstrip())
+            counts = Counter(outcome.status for outcome in found)
+            print(f"{given['name']}: {len(found)} runs, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
             return 0
         return int(any(outcome.status == "failed" for outcome in run_grid(**given)))
     except InputError as error: print(error, file=sys.stderr); return 2
