@@ -333,6 +333,20 @@ def test_a_short_run_begins_near_the_poses_of_the_training_set(few):
     assert float(rotation_of(begun.rotation).std(0).mean()) > 0.4 # turned every way
     assert float(made(few).augmentor.RTprocess.w2_T.bias.detach().abs().max()) < 0.1 # as released
 
+def test_evenness_of_turns(few):
+    "1 when all poses are turned alike, near 0 when they are turned every way; its gradient is half that of the squared mean turn."
+    method, batch = made(few, even_turns=2.), some(few)
+    turned = lambda axis_angle: method.evenness(poseaug.Augmented(*[None] * 5, axis_angle, None), batch)
+    assert float(turned(torch.tensor([[0.3, -1., 2.]]).expand(64, 3))) == pytest.approx(1., abs=1e-5)
+    ways = torch.nn.functional.normalize(torch.randn(4000, 4, generator=torch.Generator().manual_seed(0)), dim=1) # quaternions
+    ways = 2 * torch.atan2(ways[:, 1:].norm(dim=1), ways[:, 0])[:, None] * torch.nn.functional.normalize(ways[:, 1:], dim=1)
+    assert abs(float(turned(ways))) < 0.01
+    given = [torch.randn(8, 3, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)]
+    turned(given[0]).backward(); (rotation_of(given[1]).mean(0).square().sum() / 3).backward()
+    assert torch.allclose(2 * given[0].grad, given[1].grad, atol=1e-6) and float(given[1].grad.abs().max()) > 1e-3
+    losses, _, _ = method.challenge(batch, Spy(method.augmentor))
+    assert float(losses["turns"].detach()) != 0 and "turns" not in made(few).challenge(batch, Spy(made(few).augmentor))[0]
+
 class Spy(torch.optim.Optimizer):
     "Remembers which parameters had a gradient when it stepped; changes nothing."
     def __init__(self, module): super().__init__(module.parameters(), {}); self.seen = []
@@ -584,13 +598,13 @@ def test_two_processes_are_one(few):
     "All losses agree, by paper and by release in one start of the processes: pools, kept poses and (in the paper's order) dropout draw what one process draws. A tiny learning rate, because mirrored projections make two nearly equal runs part soon."
     runs, few = [], few.select(torch.arange(144))
     for device in ("cpu", Devices("cpu", processes=2)):
-        method = Together(paper=made(few, "paper"), release=made(few, "release", lifter_options=("width=32", "units=standard", "dropout=0.")))
+        method = Together(paper=made(few, "paper", even_turns=1.), release=made(few, "release", lifter_options=("width=32", "units=standard", "dropout=0.")))
         runs.append(fit(method, streams(few, Config(**SMALL)), PLAN.changed(epochs=2, learning_rate=1e-7), device=device, show=False))
     assert len(runs[0].first_losses) == len(runs[1].first_losses) == 6
     for k, (x, y) in enumerate(zip(*(r.first_losses for r in runs))):
         assert sorted(x) == sorted(y)
         for name in x: assert x[name] == pytest.approx(y[name], rel=2e-2 if name == "release/augmented" else 1e-4, abs=1e-5), (k, name) # two processes leave an odd last sample of the pass out
-    assert {f"{fidelity}/{name}" for fidelity in ("paper", "release") for name in ("real", "augmented", "feedback")} <= set(runs[0].first_losses[-1])
+    assert {f"{fidelity}/{name}" for fidelity in ("paper", "release") for name in ("real", "augmented", "feedback")} | {"paper/turns"} <= set(runs[0].first_losses[-1])
 
 def test_a_collapse_is_said(few):
     method = made(few, warmup=0)

@@ -98,6 +98,7 @@ class Config:
     unit: float = 0.1                                 # m, in which the exponential form measures the error (unverified)
     turn: tuple[float, float] = (TURN, TURN_TOLERANCE)# band of 1 - cos
     growth: float = GROWTH                            # ratio of lengths that costs nothing
+    even_turns: float = 0.                            # weight of turning bodies every way, see `PoseAug.evenness` (ours)
     pool: int = 4096                                  # fakes that each judge is reminded of
     least_spread: float = 0.1                         # of bends and places, in those of the real poses; below it the augmentor has collapsed (ours)
     least_turns: float = 0.01                         # of the entries of the rotation matrices; below it every pose is turned alike (ours)
@@ -132,12 +133,13 @@ def _variants() -> dict[str, Config]:
     "Four lifters as released, in units that suit a short run, and so on a part of the samples; then what single parts and rules change."
     whole = {name: Config(lifter=name, lifter_rate=10. if name == "semgcn" else 1., lifter_options=("dropout=0.",) if name == "stgcn" else ()) for name in LIFTERS}
     short = {f"{name}-short": replace(config, lifter_options=(*config.lifter_options, "units=standard"), templates="own", near=True, warmup=1, lifter_rate=5.) for name, config in whole.items()}
-    small = {f"{name}-small": replace(short[f"{name}-short"], every=4) for name in LIFTERS}
+    even = {f"{name}-short-even": replace(short[f"{name}-short"], even_turns=1.) for name in LIFTERS}
+    small = {f"{name}-small": replace(even[f"{name}-short-even"], every=4) for name in LIFTERS}
     basis = short["mlp-short"]
     parts = {"real": dict(augment=False), "no-feedback": dict(feedback=(0., 0.)), "no-3d": dict(adversarial=(1., 0.)), "no-2d": dict(adversarial=(0., 6.)), "no-ranges": dict(ranges=0.), "h36m-lengths": dict(templates="h36m"), "released-start": dict(near=False), "equal-rates": dict(lifter_rate=1.)}
     rows = {f"mlp-short-{name}": replace(basis, **changes) for name, changes in parts.items()} | {f"{name}-short-real": replace(short[f"{name}-short"], augment=False) for name in LIFTERS}
     switched = {f"mlp-short+{f.name}": replace(basis, switches=(f"{f.name}={getattr(RULES['release'], f.name)}",)) for f in fields(Rules)} # one rule of the release, under fidelity "paper"
-    return whole | short | small | rows | switched | {f"{name}-s1": replace(config, subjects=1) for name, config in whole.items()}
+    return whole | short | even | small | rows | switched | {f"{name}-s1": replace(config, subjects=1) for name, config in whole.items()}
 
 VARIANTS = _variants()
 PLANS = {"paper": Plan("paper", epochs=50, batch_size=1024, learning_rate=1e-4, schedule=Schedule("linear_epochs"), drop_last=False, clip_norm=1.),
@@ -236,11 +238,12 @@ def summary_inputs(
 def pairs() -> dict[str, dict[str, dict[str, tuple[str, str]]]]: # family -> lifter -> step -> method and variant
     "Which records belong together. A family's variants share what is said of them: all as released, in short runs, or with one training subject."
     found: dict = {}
-    for family, ending in (("as released", ""), ("short runs", "-short"), ("small runs", "-small"), ("one subject", "-s1")):
+    for family, ending in (("as released", ""), ("short runs", "-short"), ("short runs, even turns", "-short-even"), ("small runs, even turns", "-small"), ("one subject", "-s1")):
         for lifter in LIFTERS:
             variant = f"{lifter}{ending}"
             steps = {"alone": (lifter, next(iter(baseline(VARIANTS[variant]).VARIANTS))), "with PoseAug": ("poseaug", variant)}
-            if f"{variant}-real" in VARIANTS: steps["as long alone"] = ("poseaug", f"{variant}-real")
+            alone = f"{variant.removesuffix('-even')}-real"
+            if alone in VARIANTS: steps["as long alone"] = ("poseaug", alone)
             found.setdefault(family, {})[lifter] = steps
     return found
 
@@ -352,6 +355,15 @@ class PoseAug(nn.Module):
         with _mode(self.lifter.network, train), torch.set_grad_enabled(warm): term = self.feedback(*seen)
         return term if warm else None
 
+    def evenness(self, made: Augmented, batch: Batch) -> Float[Tensor, ""]:
+        """How alike the poses of a batch are turned: 1 when all are turned in the same way, 0 when their turns cancel out (ours).
+
+        Only the judge of 2D poses and the feedback act on the turns, and neither asks for more than one: the real poses bring their own variety. The tanh that bounds the turns then often ends flat for all poses.
+        The mean turn of the whole batch has no gradient, so that several processes, each with its share of the batch, learn what one learns."""
+        turn = rotation_of(made.rotation)
+        mean = batch.shard.mean_(turn.detach().mean(0))
+        return (turn * mean).sum((1, 2)).mean() / 3
+
     def challenge(self, batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Augmented, Float[Tensor, "b 16 2"]]: # losses; the augmented poses and their projection
         "One step of the augmentor."
         with torch.no_grad():
@@ -364,6 +376,7 @@ class PoseAug(nn.Module):
         with frozen(self.pose_judge, self.image_judge, self.lifter):
             losses = {"fool_2d": in_2d * fool_loss(self.image_judge(uv_rt), "least-squares"), "fool_3d": in_3d * fool_loss(self.pose_judge(made.pose_ba), "least-squares"),
                       "ranges": self.config.ranges * range_loss(made.turned, made.ratio, self.rules.ranges, self.config.turn, self.config.growth)}
+            if self.config.even_turns: losses["turns"] = self.config.even_turns * self.evenness(made, batch)
             if any(self.config.feedback) and (term := self.listen(made, uv_ba, uv_rt, pose, uv, batch)) is not None: losses["feedback"] = term
             descend(sum(losses.values()), optimizer)
         self.watch(batch, pose, made)
