@@ -98,10 +98,10 @@ class Config:
     unit: float = 0.1                                 # m, in which the exponential form measures the error (unverified)
     turn: tuple[float, float] = (TURN, TURN_TOLERANCE)# band of 1 - cos
     growth: float = GROWTH                            # ratio of lengths that costs nothing
-    even_turns: float = 0.                            # weight of turning bodies every way, see `PoseAug.evenness` (ours)
+    even_turns: float = 0.                            # weight of the mean rotation of a batch, which is pulled to zero, see `PoseAug.evenness` (ours)
     pool: int = 4096                                  # fakes that each judge is reminded of
     least_spread: float = 0.1                         # of bends and places, in those of the real poses; below it the augmentor has collapsed (ours)
-    least_turns: float = 0.01                         # of the entries of the rotation matrices; below it every pose is turned alike (ours)
+    least_turns: float = 0.01                         # of the entries of the rotation matrices; below it every pose is turned alike; 0: that stops no run (ours)
     most_accurate: float = 0.999                      # accuracy of both judges over an epoch above which they have won (ours)
     start: str = field(default="", metadata={"neutral": ""}) # digest of the weights that the lifter began with; set by `start_from`
     joints: ClassVar[int] = 16                        # what the lifters read and write
@@ -110,7 +110,8 @@ class Config:
     def __post_init__(self):
         if self.lifter not in LIFTERS: raise InputError(f"PoseAug: lifter {self.lifter!r} is not known, expected one of {', '.join(LIFTERS)}")
         if self.templates not in ("h36m", "own"): raise InputError(f"PoseAug: templates = {self.templates!r} do not exist, expected 'h36m' or 'own'")
-        if self.subjects < 0 or self.warmup < 0 or self.pool < 1 or self.every < 1: raise InputError(f"PoseAug: subjects = {self.subjects}, warmup = {self.warmup}, every = {self.every} and pool = {self.pool} cannot be, expected 0 or more, and 1 or more of every and pool")
+        for name, least in (("subjects", 0), ("warmup", 0), ("pool", 1), ("every", 1), ("even_turns", 0), ("least_turns", 0), ("least_spread", 0)):
+            if getattr(self, name) < least: raise InputError(f"PoseAug: {name} = {getattr(self, name)} cannot be, expected {least} or more")
         rules_of("paper", self.switches), named_values(self.lifter_options)
 
 def lifter_paper(config: Config) -> ModuleType: # of poseprojects.papers
@@ -131,10 +132,10 @@ def lifter_config(config: Config): # a `LifterConfig`
 # %% ../../nbs/papers/poseaug.ipynb #c40e65d1
 def _variants() -> dict[str, Config]:
     "Four lifters as released, in units that suit a short run, and so on a part of the samples; then what single parts and rules change."
-    whole = {name: Config(lifter=name, lifter_rate=10. if name == "semgcn" else 1., lifter_options=("dropout=0.",) if name == "stgcn" else ()) for name in LIFTERS}
-    short = {f"{name}-short": replace(config, lifter_options=(*config.lifter_options, "units=standard"), templates="own", near=True, warmup=1, lifter_rate=5.) for name, config in whole.items()}
+    whole = {name: Config(lifter=name, lifter_rate=10. if name == "semgcn" else 1., lifter_options=("dropout=0.",) if name == "stgcn" else (), least_turns=0.) for name in LIFTERS}
+    short = {f"{name}-short": replace(config, lifter_options=(*config.lifter_options, "units=standard"), templates="own", near=True, warmup=1, lifter_rate=5., least_turns=Config.least_turns) for name, config in whole.items()}
     even = {f"{name}-short-even": replace(short[f"{name}-short"], even_turns=1.) for name in LIFTERS}
-    small = {f"{name}-small": replace(even[f"{name}-short-even"], every=4) for name in LIFTERS}
+    small = {f"{name}-small": replace(short[f"{name}-short"], every=4) for name in LIFTERS}
     basis = short["mlp-short"]
     parts = {"real": dict(augment=False), "no-feedback": dict(feedback=(0., 0.)), "no-3d": dict(adversarial=(1., 0.)), "no-2d": dict(adversarial=(0., 6.)), "no-ranges": dict(ranges=0.), "h36m-lengths": dict(templates="h36m"), "released-start": dict(near=False), "equal-rates": dict(lifter_rate=1.)}
     rows = {f"mlp-short-{name}": replace(basis, **changes) for name, changes in parts.items()} | {f"{name}-short-real": replace(short[f"{name}-short"], augment=False) for name in LIFTERS}
@@ -172,7 +173,7 @@ def settled(
         if given.get(name): raise InputError(f"PoseAug: {name} = {given[name]!r} is of the second step, which stage = 'baseline' leaves out; expected " + ("baseline_epochs" if name == "epochs" else f"no {name}, or stage = 'both'"))
     variant, fidelity = variant_of(given.get("lifter", ""), given.get("plan", "quick"), given.get("variant")), given.get("fidelity", "paper")
     switches = VARIANTS[variant].switches if variant in VARIANTS else ()
-    if switches and fidelity in RULES and rules_of(fidelity, switches) == RULES[fidelity]: raise InputError(f"PoseAug: variant = {variant!r} changes nothing under fidelity = {fidelity!r}, whose rule it is; expected the other fidelity, or variant = {variant.split('+')[0]!r}")
+    if switches and stage != "baseline" and fidelity in RULES and rules_of(fidelity, switches) == RULES[fidelity]: raise InputError(f"PoseAug: variant = {variant!r} changes nothing under fidelity = {fidelity!r}, whose rule it is; expected the other fidelity, or variant = {variant.split('+')[0]!r}")
     return {**given, "variant": variant, "lifter": None, "stage": "baseline" if stage == "baseline" else "both"}
 
 # %% ../../nbs/papers/poseaug.ipynb #1dcd5c74
@@ -236,20 +237,20 @@ def summary_inputs(
     return ("gt", "cpn", "detectron", "hrnet") if dataset == "h36m" else ("gt", "cpn-like", "detectron-like", "hrnet-like")
 
 def pairs() -> dict[str, dict[str, dict[str, tuple[str, str]]]]: # family -> lifter -> step -> method and variant
-    "Which records belong together. A family's variants share what is said of them: all as released, in short runs, or with one training subject."
+    "Which records belong together. A family's variants share what is said of them: all as released, in short runs, in such runs on a part of the samples, or with one training subject."
     found: dict = {}
-    for family, ending in (("as released", ""), ("short runs", "-short"), ("short runs, even turns", "-short-even"), ("small runs, even turns", "-small"), ("one subject", "-s1")):
+    for family, ending in (("as released", ""), ("short runs", "-short"), ("small runs", "-small"), ("one subject", "-s1")):
         for lifter in LIFTERS:
             variant = f"{lifter}{ending}"
             steps = {"alone": (lifter, next(iter(baseline(VARIANTS[variant]).VARIANTS))), "with PoseAug": ("poseaug", variant)}
-            alone = f"{variant.removesuffix('-even')}-real"
-            if alone in VARIANTS: steps["as long alone"] = ("poseaug", alone)
+            for step, more in (("with PoseAug, even turns", f"{variant}-even"), ("as long alone", f"{variant}-real")):
+                if more in VARIANTS: steps[step] = ("poseaug", more)
             found.setdefault(family, {})[lifter] = steps
     return found
 
 # %% ../../nbs/papers/poseaug.ipynb #264eb776
 class Collapsed(TrainingStopped):
-    "The augmentor makes one pose, or the judges have won; the message says which, and what helps."
+    "The augmentor makes one pose, or turns all bodies alike, or the judges have won; the message says which, and what helps."
 
 def with_restarts(
     run: Callable[[int], Any], # called with a seed; raises `Collapsed` when it collapses
@@ -356,10 +357,10 @@ class PoseAug(nn.Module):
         return term if warm else None
 
     def evenness(self, made: Augmented, batch: Batch) -> Float[Tensor, ""]:
-        """How alike the poses of a batch are turned: 1 when all are turned in the same way, 0 when their turns cancel out (ours).
+        """How alike the bodies of a batch are turned: the squared length of their mean rotation matrix, 1 when all are turned in the same way and 0 when the turns cancel out (ours).
 
-        Only the judge of 2D poses and the feedback act on the turns, and neither asks for more than one: the real poses bring their own variety. The tanh that bounds the turns then often ends flat for all poses.
-        The mean turn of the whole batch has no gradient, so that several processes, each with its share of the batch, learn what one learns."""
+        Only the judge of 2D poses and the feedback act on the rotations, and neither asks for more than one: the real poses bring their own variety.
+        The mean has no gradient here, so that several processes, each with its share of the batch, learn what one learns."""
         turn = rotation_of(made.rotation)
         mean = batch.shard.mean_(turn.detach().mean(0))
         return (turn * mean).sum((1, 2)).mean() / 3
@@ -489,18 +490,19 @@ class PoseAug(nn.Module):
 
     def refuse_collapse(self, batch: Batch) -> None:
         "Raises `Collapsed` at the end of an epoch after the warm-up, in all processes at once."
+        batch.shard.mean_(self.watched)
         if not self.warm(batch.clock): return
-        accuracy_3d, accuracy_2d, bent, places, turns = self.spreads(batch.shard.mean_(self.watched.clone())).values()
+        accuracy_3d, accuracy_2d, bent, places, turns = self.spreads().values()
         said = (f"epoch {batch.clock.epoch + 1}: augmented poses are spread {bent:.2f} times as widely as real ones in their bends and {places:.2f} times in places, their turns by {turns:.3f}, "
                 f"the judges are right in {accuracy_3d:.1%} (3D) and {accuracy_2d:.1%} (2D)")
         again = "begin again with another seed, or"
-        if min(bent, places) < self.config.least_spread: raise Collapsed(f"the augmentor makes nearly the same pose of every pose ({said}); {again} give the ranges more weight")
-        if turns < self.config.least_turns: raise Collapsed(f"the augmentor turns every pose in the same way ({said}); {again} lower the learning rate")
+        if min(bent, places) < self.config.least_spread: raise Collapsed(f"the augmentor makes nearly the same pose of every pose ({said}); {again} {'give the ranges more weight' if bent < places else 'lower the learning rate'}")
+        if turns < self.config.least_turns: raise Collapsed(f"the augmentor turns every pose in the same way ({said}); {again} hold the turns even, as the variants `-even` do")
         if min(accuracy_3d, accuracy_2d) > self.config.most_accurate: raise Collapsed(f"the judges tell every augmented pose from a real one, so the augmentor learns nothing from them ({said}); {again} lower the learning rate")
 
-    def spreads(self, watched: Tensor | None = None) -> dict[str, float]: # watched: sums; None: those of this process
-        "What was watched in the last epoch: accuracies of the judges; spreads of bends and places in those of real poses, and of turns."
-        sums = (self.watched if watched is None else watched).tolist()
+    def spreads(self) -> dict[str, float]:
+        "What was watched in the last epoch: accuracies of the judges; spreads of bends and places in those of real poses, and of the entries of the rotation matrices (0.58 for rotations of every kind)."
+        sums = self.watched.tolist()
         judged_steps, steps = (max(1., count) for count in sums[5:])
         return {"accuracy 3D": sums[0] / judged_steps, "accuracy 2D": sums[1] / judged_steps, "bends": sums[2] / steps, "places": sums[3] / steps, "turns": sums[4] / steps}
 
@@ -561,11 +563,13 @@ def begin_near(
 ) -> None:
     """Untrained, the augmentor bends poses a little, turns them every way, as released, and puts them where the training set's are.
 
-    As released, bones begin bent by half a right angle on average and bodies within a few metres of the camera, half of them partly behind it; a short run does not get away from there."""
+    As released, bones begin bent by more than half a right angle on average, and bodies within a few metres of the camera, half of them partly behind it."""
     bending, moving = augmentor.BAprocess.w2, augmentor.RTprocess.w2_T
     bending.weight.mul_(0.1)
     bending.bias.zero_()
-    place, spread = places.mean(0), places.std(0)
+    places = places.to(moving.weight)
+    place = places.mean(0)
+    spread = (places.std(0) if len(places) > 1 else torch.zeros_like(place)).clamp_min(0.1) # one body, or all in one place, have none of their own
     root = place[2].clamp_min(0.01).sqrt() # depth is the square of what is written
     moving.bias.copy_(torch.stack([place[0], place[1], root]))
     moving.weight.mul_(torch.stack([spread[0], spread[1], spread[2] / (2 * root)])[:, None])
@@ -623,8 +627,12 @@ def plot_augmented(
     after: PoseSet,   # of `augment`
     method: PoseAug,  # whose judges are asked
 ) -> "matplotlib.figure.Figure":
-    "Histograms of two sets: view elevation, bone angles, places in the picture and before the camera, scores of both judges (0: fake, 1: real). Equal bins; what lies beyond the edges is named and not drawn."
+    """Histograms of two sets: view elevation, bone angles, places in the picture and before the camera, scores of both judges (0: fake, 1: real).
+
+    Equal bins, between the outer hundredths and not beyond twice the width of the first set; what lies outside is not drawn, and named from 3 % on. Raises `InputError` for an empty set."""
     import matplotlib.pyplot as plt
+    for poses in (before, after):
+        if not len(poses): raise InputError(f"{poses.name} has no poses to draw, expected some; augmented poses that leave the picture are left out")
     inwards, device = joint_maps(before.skeleton, 16)[0], next(method.augmentor.parameters()).device
 
     def shown(poses: PoseSet, pose: Tensor) -> dict[str, Tensor]: # title -> values
@@ -638,7 +646,8 @@ def plot_augmented(
     plt.close(figure)
     for ax, title in zip(axes.flat, sets["before"]):
         ends = [sets[name][title].quantile(torch.tensor([0.01, 0.99])) for name in sets]
-        least, most = (float(v) for v in (torch.minimum(*ends)[0], torch.minimum(torch.maximum(*ends)[1], ends[0][1] + 2 * (ends[0][1] - ends[0][0])))) # a few far bodies would press all others together
+        low, high = (float(v) for v in ends[0])
+        least, most = max(min(float(e[0]) for e in ends), 2 * low - high), min(max(float(e[1]) for e in ends), 2 * high - low) # a few far bodies would press all others together
         for (name, values), colour in zip(sets.items(), ("#0072B2", "#D55E00")):
             values, inside = values[title], (values[title] >= least) & (values[title] <= most)
             beyond = 1 - float(inside.float().mean())
