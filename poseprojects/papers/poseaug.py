@@ -135,7 +135,7 @@ def _variants() -> dict[str, Config]:
     whole = {name: Config(lifter=name, lifter_rate=10. if name == "semgcn" else 1., lifter_options=("dropout=0.",) if name == "stgcn" else (), least_turns=0.) for name in LIFTERS}
     short = {f"{name}-short": replace(config, lifter_options=(*config.lifter_options, "units=standard"), templates="own", near=True, warmup=1, lifter_rate=5., least_turns=Config.least_turns) for name, config in whole.items()}
     even = {f"{name}-short-even": replace(short[f"{name}-short"], even_turns=1.) for name in LIFTERS}
-    small = {f"{name}-small": replace(short[f"{name}-short"], every=4) for name in LIFTERS}
+    small = {f"{name}-small": replace(short[f"{name}-short"], every=8) for name in LIFTERS}
     basis = short["mlp-short"]
     parts = {"real": dict(augment=False), "no-feedback": dict(feedback=(0., 0.)), "no-3d": dict(adversarial=(1., 0.)), "no-2d": dict(adversarial=(0., 6.)), "no-ranges": dict(ranges=0.), "h36m-lengths": dict(templates="h36m"), "released-start": dict(near=False), "equal-rates": dict(lifter_rate=1.)}
     rows = {f"mlp-short-{name}": replace(basis, **changes) for name, changes in parts.items()} | {f"{name}-short-real": replace(short[f"{name}-short"], augment=False) for name in LIFTERS}
