@@ -44,9 +44,9 @@ def pages(site): return [name for name in files(site) if name.endswith(".html") 
 
 
 def opened(site):
-    "The pages that are looked at in the browser: all, but of those of names and sources, which a program makes all alike, one in twelve."
-    alike = [name for name in pages(site) if name.startswith(("api/", "source/"))]
-    return sorted({*pages(site)} - {*alike} | {*alike[::12]})
+    "The pages that are looked at in the browser: all, but of those that a program makes all alike only some: of names and sources one in twelve, of tables one in three."
+    alike = {kind: [name for name in pages(site) if name.startswith(kind)] for kind in (("api/", "source/"), ("tables/",))}
+    return sorted({*pages(site)}.difference(*alike.values()) | {*alike["api/", "source/"][::12], *alike["tables/",][::3]})
 
 
 def broken_links(site):
