@@ -629,7 +629,7 @@ def test_a_collapse_is_said(few):
     method = made(few, warmup=0) # other places, but always the same turn
     nn.init.zeros_(method.augmentor.RTprocess.w2_R.weight)
     with pytest.raises(Collapsed, match="turns every pose in the same way.*turns by 0.000.*-even"): fit(method, streams(few, method.config), PLAN.changed(learning_rate=1e-9), show=False)
-    released = made(few, "release", warmup=0, least_turns=VARIANTS["mlp"].least_turns) # nothing of ours stops what the release would not
+    released = made(few, "release", warmup=0, least_turns=VARIANTS["mlp"].least_turns) # as released, one turn for all stops no run
     nn.init.zeros_(released.augmentor.RTprocess.w2_R.weight)
     assert fit(released, streams(few, released.config), PLAN.changed(epochs=1, learning_rate=1e-9), show=False).steps and released.spreads()["turns"] < 1e-5
     assert method.spreads()["turns"] < 1e-5 and method.spreads()["bends"] > 0.5 and method.spreads()["places"] > 0.5

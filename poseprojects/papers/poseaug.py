@@ -357,7 +357,7 @@ class PoseAug(nn.Module):
         return term if warm else None
 
     def evenness(self, made: Augmented, batch: Batch) -> Float[Tensor, ""]:
-        """How alike the bodies of a batch are turned: the squared length of their mean rotation matrix, 1 when all are turned in the same way and 0 when the turns cancel out (ours).
+        """How alike the bodies of a batch are turned: a third of the squared Frobenius norm of their mean rotation matrix, 1 when all are turned in the same way and 0 when the turns cancel out (ours).
 
         Only the judge of 2D poses and the feedback act on the rotations, and neither asks for more than one: the real poses bring their own variety.
         The mean has no gradient here, so that several processes, each with its share of the batch, learn what one learns."""
