@@ -8,7 +8,7 @@ import torch
 from mocap_pack import SUBJECT, TRIAL, make_pack
 from poseprojects import metrics
 from poseprojects.camera import project, unproject
-from poseprojects.data import cmu, hdm05
+from poseprojects.data import cmu, hdm05, synthetic
 from poseprojects.data.acclaim import forward_kinematics, mannequin, marching, read_amc, read_asf, write_amc, write_asf
 from poseprojects.data.base import clips, views
 from poseprojects.skeleton import H36M16, H36M17, bone_lengths, convert
@@ -75,6 +75,14 @@ def test_frames_are_odd_and_the_spoilt_ones_gone():
         frames = part.frame[part.sequence == part.sequence_names.index(name)]
         assert not bool(((frames >= first) & (frames <= last)).any()) and len(frames)
     assert len(part) == 115602 + 25831 and len(part.sequence_names) == 88
+
+@needs_cmu
+def test_the_pelvis_stands_above_the_hips_and_that_of_the_embedded_set_between_them():
+    "What the notebook of PoseAug says of the two, where it explains errors across them."
+    def above(part):
+        pelvis, right, left = part.pose_3d[:, [part.skeleton.index(name) for name in ("pelvis", "right_hip", "left_hip")]].unbind(1)
+        return float((pelvis - (right + left) / 2).norm(dim=-1).mean()) * 1000 # mm
+    assert 100 < above(cmu.load("test")) < 120 and above(synthetic.load("test", samples=8000)) < 0.01
 
 @needs_cmu
 def test_the_arrays_agree_with_each_other_and_with_the_file():
