@@ -4,7 +4,7 @@ import os, pickle
 import numpy as np
 import pytest
 import torch
-from poseprojects.camera import project
+from poseprojects.camera import project, screen_normalize
 from poseprojects.data import pw3d
 from poseprojects.data.base import clips
 from poseprojects.data.detections import OPENPOSE18
@@ -83,6 +83,17 @@ def test_one_fixed_camera_that_is_the_world(pack):
 
 def test_sizes_of_images(pack):
     assert pw3d.load("train", pack).cameras.resolution.tolist() == [[1080, 1920]] and pw3d.load("validation", pack).cameras.resolution.tolist() == [[1920, 1080]]
+
+@pytest.mark.parametrize("split", pw3d.SPLITS)
+def test_square_pictures_are_divided_by_their_longer_side(pack, split):
+    "Specification of PoseAug, 8.4: 2D over max(w, h); the camera still projects the pose there."
+    own, square = pw3d.load(split, pack), pw3d.load(split, pack, picture="square")
+    sides, (eye, wide) = own.cameras.resolution[0], (p.cameras[p.camera_id.long()] for p in (own, square))
+    assert square.cameras.resolution.tolist() == [[1920, 1920]] and torch.equal(square.pose_3d, own.pose_3d) and square.fingerprint != own.fingerprint
+    wanted = 2 * own.pose_2d.double() / sides.max() - sides / sides.max()
+    assert torch.allclose(screen_normalize(square.pose_2d.double(), wide.resolution), wanted, atol=1e-6)
+    assert float((project(square.pose_3d.double(), wide) - square.pose_2d).abs().max()) < 1e-3 > float((project(own.pose_3d.double(), eye) - own.pose_2d).abs().max())
+    assert torch.equal(pw3d.load(split, pack, picture="square", inside=True).frame, pw3d.load(split, pack, inside=True).frame) # inside the picture itself, not its bars
 
 def test_people_behind_the_camera_are_left_out(pack):
     def turn(c): c["cam_poses"][3, :3] = np.diag([-1., 1., -1.]) @ c["cam_poses"][3, :3]

@@ -28,7 +28,7 @@ from .lifters import Lifter, centred, joint_maps, quick_plan, scoring as scoring
 from .poseaug_losses import (GROWTH, TURN, TURN_TOLERANCE, band_loss, feedback_exponential, feedback_ratio, group_errors, kept_by_release, kept_in_view,
                                                 project_in_front, project_released, range_loss)
 from .poseaug_networks import BONES, TEMPLATES, TORSO, Augmented, Augmentor, ImageJudge, PoseJudge, directions, mean_lengths, rotation_of, to_bones, with_lengths
-from ..protocol import H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_H36M, Protocol
+from ..protocol import H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_3DPW, POSEAUG_H36M, Protocol
 from ..skeleton import H36M16
 from ..storage import InputError
 from ..train.engine import Batch, Plan, Scheduled, TrainingStopped
@@ -219,10 +219,10 @@ def scoring(
     config,                  # options with `joints` and `flip_test`
     fidelity: str = "paper", # the release also looks at its test sets to choose an epoch
 ) -> tuple[Protocol, ...]: # headline first
-    "16 joints, mean over frames; MPI-INF-3DHP with flips. The release's choice of the epoch is a protocol of its own, whose name says so."
-    own = {H36M_P1.id: POSEAUG_H36M, MPI3DHP.id: POSEAUG_3DHP}.get(protocol.id)
-    scored = (*scoring_of_lifters(protocol, config, fidelity),) if own is None else (replace(own, selection="last", note=protocol.note or own.note),)
-    across = dict(note=f"the epoch was chosen on the test of the training set, not on this one; {scored[0].note}") if own is POSEAUG_3DHP else {}
+    "16 joints, mean over frames; MPI-INF-3DHP with flips, 3DPW in square pictures. The release's choice of the epoch is a protocol of its own, whose name says so."
+    own = {H36M_P1.id: POSEAUG_H36M, MPI3DHP.id: POSEAUG_3DHP, "pw3d": POSEAUG_3DPW}.get(protocol.id)
+    scored = (*scoring_of_lifters(protocol, config, fidelity),) if own is None else (replace(own, selection="last", note=own.note or protocol.note),)
+    across = dict(note=f"the epoch was chosen on the test of the training set, not on this one; {scored[0].note}") if own in (POSEAUG_3DHP, POSEAUG_3DPW) else {}
     if fidelity == "release": scored += tuple(p.but(f"{p.id}-best-on-test", selection="best-on-test", **across) for p in scored[:1])
     return scored
 
