@@ -351,6 +351,14 @@ def test_what_is_another_run_stays_out_of_a_summary(known):
     control = of_pair("poseaug", "semgcn-short-real", 0, 58.)
     assert "as long alone, last" not in row and summary(found + [control], known)[1]["as long alone, last|change"] == "−2.0"
 
+def test_a_summary_of_3dpw_is_of_pa_mpjpe(known):
+    "The paper quotes that alone, and the set has a protocol of its own."
+    there = dict(train_data="h36m", test_data="pw3d", protocol="poseaug-3dpw", plan="paper", parameters=dict(dataset="h36m", plan="paper"))
+    found = [of_pair("semgcn", "poseaug", 0, 180., **there), of_pair("poseaug", "semgcn", 0, 150., **there), of_pair("poseaug", "semgcn", 1, 2., **(there | dict(protocol="pw3d-h36m16")))]
+    table, row = summary(found, known, train_data="h36m", test_data="pw3d")
+    assert (row["alone, last"], row["with PoseAug, last"], row["with PoseAug, last|change"]) == ("90.0", "75.0", "−15.0") and table.notes[0].startswith("PA-MPJPE in mm")
+    assert summary(found, known, train_data="h36m", test_data="h36m")[0].notes[0].startswith("MPJPE in mm")
+
 def test_a_run_that_began_again_keeps_its_place(known):
     found = [of_pair(*ALONE, s, 60. + s) for s in (0, 1)] + [of_pair(*WITH, 1, 50., asked=0), of_pair(*WITH, 1, 52.)]
     row = summary(found, known)[1]
@@ -359,7 +367,7 @@ def test_a_run_that_began_again_keeps_its_place(known):
 
 def test_the_published_summaries_are_there_before_any_record(figures, known):
     tables = {t.name: t for t in all_tables([], figures, known) if t.name.startswith("summary")}
-    assert list(tables) == ["summary-poseaug-h36m-h36m-paper-as_released", "summary-poseaug-h36m-mpi_inf_3dhp-paper-as_released"]
+    assert list(tables) == [f"summary-poseaug-h36m-{data}-paper-as_released" for data in ("h36m", "mpi_inf_3dhp", "pw3d")]
     for table in tables.values(): assert len(table.rows) == 16 and {cell for row in table.rows for cell in row[2:]} == {"needs data", "–", "0"} and table.data_rows == ()
 
 def test_the_release_of_poseaug_is_compared_with_the_epoch_chosen_as_it_did(figures, known):

@@ -227,7 +227,7 @@ def scoring(
     return scored
 
 # %% ../../nbs/papers/poseaug.ipynb #3929f7c8
-SUMMARISED = (("h36m", "h36m"), ("h36m", "mpi_inf_3dhp")) # training and test set of the release's summary
+SUMMARISED = (("h36m", "h36m"), ("h36m", "mpi_inf_3dhp"), ("h36m", "pw3d")) # training and test set: of the release's summary, and of the paper's results on 3DPW
 
 def summary_inputs(
     dataset: str, # name of the training set

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Iterable, Mapping, Sequence
 from ..data.base import source
+from ..protocol import Protocol
 from .records import WHERE, Record, asked_seed, identity
 from ..storage import InputError, atomic_write, results_dir
 
@@ -417,11 +418,19 @@ class Summary:
         "Whether it is one of the authors' own tables, which is shown before there is a record."
         return (self.train_data, self.test_data) in self.paper.SUMMARISED and self.plan == "paper" and self.family == next(iter(self.paper.pairs())) and not self.validation
 
+    def _protocols(self, fidelity: str) -> tuple[Protocol, ...]:
+        config = next(self.paper.VARIANTS[variant] for steps in self.steps.values() for method, variant in steps.values() if method == self.method)
+        return self.paper.scoring(source(self.test_data).PROTOCOL, config, fidelity)
+
     def protocol(self, fidelity: str, selection: str) -> str: # "" when a release does not choose that way
         "The id of the protocol under which records are compared."
-        config = next(self.paper.VARIANTS[variant] for steps in self.steps.values() for method, variant in steps.values() if method == self.method)
-        protocols = self.paper.scoring(source(self.test_data).PROTOCOL, config, fidelity)
+        protocols = self._protocols(fidelity)
         return protocols[0].id if selection != "best-on-test" else next((p.id for p in protocols if p.selection == selection), "")
+
+    @property
+    def metric(self) -> str: # "mpjpe" or "pa_mpjpe"
+        "The one that the test set's protocol is quoted for."
+        return "pa_mpjpe" if self._protocols("paper")[0].headline == "pa_mpjpe" else "mpjpe"
 
     @cached_property
     def order(self) -> list[str]: # of the steps; the first is what the others are compared with
@@ -480,7 +489,7 @@ def summary_table(
     about: Summary,            # which table
     names: Names,              # what the method is called
 ) -> Table:
-    "MPJPE of each lifter on each 2D input, alone and with the method, under each rule that chooses an epoch."
+    "The error of each lifter on each 2D input, alone and with the method, under each rule that chooses an epoch."
     belonging = [r for r in runs(records) if about.belongs(r)]
     first, method = about.order[0], names("file", about.method) or about.method
     rules = [(step, fidelity, selection) for fidelity in ("paper", "release") for step in about.order if fidelity == "paper" or any(steps.get(step, ("",))[0] == about.method for steps in about.steps.values())
@@ -498,15 +507,15 @@ def summary_table(
         row = [lifter, i]
         for rule in rules:
             run, base = cells[lifter, i, *rule], cells[lifter, i, first, "paper", "last" if rule[2] == "best-on-test" else rule[2]]
-            row.append(spread(run.values("mpjpe")) if run is not None else NEEDED if rule[2] != "best-on-validation" or about.validation else "–")
-            if rule[0] != first: row.append(_change(base, run))
+            row.append(spread(run.values(about.metric)) if run is not None else NEEDED if rule[2] != "best-on-validation" or about.validation else "–")
+            if rule[0] != first: row.append(_change(base, run, about.metric))
             if run is not None: data.append((lifter, i, *rule, run.method, run.variant, *(_number(run.values(m), f) for m in ("mpjpe", "pa_mpjpe") for f in (statistics.fmean, statistics.stdev)), *_seeds({"": run}), run.protocol, run.produced_by))
         rows.append((*row, *_seeds({f"{step}{' as released' if fidelity == 'release' else ''}": cells[lifter, i, step, fidelity, selection] for step, fidelity, selection in rules if selection == "last"})))
     shown = {id(run) for run in cells.values()}
     used = [r for r in belonging if id(r) in shown]
     protocols, sources = dict.fromkeys(r.protocol_line for r in used), dict.fromkeys(r.produced_by for r in used)
     left_out = sum(id(r) not in shown and r.selection == "last" and r.protocol == about.protocol("paper", "last") for r in belonging)
-    notes = (f"MPJPE in mm, mean ± standard deviation over n seeds; change: mean ± deviation of the differences from `{first}` over the seeds that both have. {NEEDED}: no record yet.",
+    notes = (f"{about.metric.replace('_', '-').upper()} in mm, mean ± standard deviation over n seeds; change: mean ± deviation of the differences from `{first}` over the seeds that both have. {NEEDED}: no record yet.",
              "seeds: `1 for 0` is a run that collapsed with seed 0 and began again with seed 1.",
              f"best on validation: the epoch that was best on {about.validation}, who are not trained on." if about.validation else "best on validation: – because no training subjects were held out (parameter `validation`); then all of them are trained on.",
              *(["best on test: the release chose its epoch on the test set; such a figure is too good, and its change compares it with an epoch that was not chosen."] if grey else []),
