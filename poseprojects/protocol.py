@@ -121,7 +121,7 @@ POSEAUG_H36M = Protocol("poseaug-h36m", "h36m16", action_mean=False, subjects=("
 POSEAUG_3DHP = Protocol("poseaug-3dhp", "h36m16", action_mean=False, flip_tta=True, selection="best-on-test",
                         subjects=("TS1", "TS2", "TS3", "TS4", "TS5", "TS6"), input_2d="gt", options=(("annotation", "univ_annot3"), ("inside", "sample")))
 POSEAUG_3DPW = Protocol("poseaug-3dpw", "h36m16", action_mean=False, headline="pa_mpjpe", input_2d="gt", options=(("picture", "square"),),
-                        note="true 2D; unverified: joints made of SMPL's own, not SPIN's; every frame whose camera is valid")
+                        note="true 2D; unverified: joints made of SMPL's own, not SPIN's; every frame with a valid camera and the whole body before it")
 
 # %% ../nbs/protocol.ipynb #538e42b8
 _LCN_NOTE = "back-projected with the true box and root depth, so not comparable with root-relative lifters"

@@ -14,7 +14,7 @@ from conftest import refused, some
 from parallel_methods import Together
 from test_results import a_record
 from poseprojects.camera import poseaug_intrinsics, poseaug_project, screen_normalize
-from poseprojects.data import mpi_inf_3dhp, synthetic
+from poseprojects.data import mpi_inf_3dhp, pw3d, synthetic
 from poseprojects.papers import poseaug
 from poseprojects.experiment import Experiment, options
 from poseprojects.papers.poseaug import RULES, VARIANTS, Collapsed, Config, augment, build, first_of, lifter_config, lifter_paper, rules_of, scoring, settled, streams, with_restarts
@@ -22,7 +22,7 @@ from poseprojects.papers.poseaug_losses import (FAR, MIDDLE, NEAR, NEAREST, band
                                                 range_loss)
 from poseprojects.papers.poseaug_networks import (BONES, GROUPS, LOCKED, PARTS, TEMPLATES, TORSO, Augmentor, ImageJudge, PoseJudge, directions, rotation_of, to_bones, to_joints,
                                                   with_lengths)
-from poseprojects.protocol import CMU, CMU16, H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_H36M
+from poseprojects.protocol import CMU, CMU16, H36M_P1, MPI3DHP, POSEAUG_3DHP, POSEAUG_3DPW, POSEAUG_H36M
 from poseprojects.results.grid import Run, disagreement, parameters_of
 from poseprojects.results.records import asked_seed, read, read_all
 from poseprojects.results.tables import runs
@@ -285,6 +285,9 @@ def test_protocols_are_those_of_the_release():
     last, best = scoring(H36M_P1, config, "release")
     assert (last.id, last.selection, last.action_mean) == (POSEAUG_H36M.id, "last", False) and best.selection == "best-on-test" and best.id.endswith("best-on-test")
     assert "chosen on the test of the training set" in scoring(MPI3DHP, config, "release")[1].note and "chosen on the test of the training set" not in scoring(H36M_P1, config, "release")[1].note
+    for data, own in ((MPI3DHP, POSEAUG_3DHP), (pw3d.PROTOCOL, POSEAUG_3DPW)):
+        last, best = scoring(data, config, "release")
+        assert (last.id, last.selection, best.id, best.selection) == (own.id, "last", f"{own.id}-best-on-test", "best-on-test") and "; ;" not in str(best) and not best.note.endswith("; ")
     assert scoring(MPI3DHP, config)[0].flip_tta and scoring(MPI3DHP, config)[0].id == POSEAUG_3DHP.id
 
 def test_the_schedule_ends_above_zero():

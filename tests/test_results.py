@@ -29,7 +29,7 @@ def a_record(**changes):
                 input_2d="gt", protocol="cmu", protocol_line=str(PROTOCOLS["cmu"]), metrics=dict(mpjpe=43.0, pa_mpjpe=31.0, per_joint=dict(head=50.0), per_action=dict(walk=dict(mpjpe=40.0, poses=7))),
                 selection="last", seed=0, epochs=6, steps=4800, parameters=4291632, samples_per_second=2e4, seconds=55.5, peak_memory_bytes=9 * 10 ** 8, device="a CPU", threads=2,
                 versions=dict(python="3.11"), git_commit="abcdef0123456", git_dirty=False, notebook="nbs/train_martinez.ipynb",
-                notebook_parameters=dict(dataset="cmu", plan="quick", seed=0), created="2026-01-31T12:00:00Z")
+                notebook_parameters=dict(dataset="cmu", plan="quick", seed=changes.get("seed", 0)), created="2026-01-31T12:00:00Z")
     return Record(**base | changes)
 
 
@@ -364,6 +364,17 @@ def test_a_run_that_began_again_keeps_its_place(known):
     row = summary(found, known)[1]
     assert row["with PoseAug, last|change"] == "−9.5 ± 0.7" and row["seeds"] == "alone: 0, 1; with PoseAug: 1 for 0, 1" and row["n"] == "2"
     assert len({record_path(r) for r in found}) == 4
+
+def test_of_two_runs_that_were_asked_for_one_seed_the_newer_counts(known):
+    "The first turned all bodies alike, which was let pass; the second was asked to begin again then."
+    found = [of_pair(*WITH, 0, 58., created="2026-01-31T12:00:00Z"), of_pair(*WITH, 1, 50., asked=0, created="2026-02-01T12:00:00Z"), of_pair(*WITH, 1, 52.)]
+    run, = runs(found)
+    assert run.n == 2 and sorted(run.values("mpjpe")) == [50., 52.] and runs(reversed(found))[0].records == run.records
+
+def test_an_option_that_was_withdrawn_makes_no_other_run():
+    old, new, other = (of_pair(*WITH, seed, 50., numbers=dict(plan={}, options=options)) for seed, options in ((0, dict(pool=4096, least_turns=0.01)), (1, dict(pool=4096)), (1, dict(pool=64))))
+    assert [r.n for r in runs([old, new])] == [2] and [r.n for r in runs([old, other])] == [1, 1] and record_path(old).name.replace("-s0-", "-s1-")[:-13] == record_path(new).name[:-13]
+    assert [r.n for r in runs(replace(r, method="martinez") for r in (old, new))] == [1, 1]
 
 def test_the_published_summaries_are_there_before_any_record(figures, known):
     tables = {t.name: t for t in all_tables([], figures, known) if t.name.startswith("summary")}

@@ -37,7 +37,7 @@ ABOUT = About("3D Poses in the Wild", "60 recordings out of doors, one moving ca
               ("sequenceFiles/{train,validation,test}/*.pkl",), inputs=("gt", "openpose"), joints={"h36m16": ", ".join(conversion(SMPL24, H36M16, SMPL_RULES).rules.values())},
               verified="no official file was read: fields, shapes, world-to-camera direction, frame numbers and image sizes are from descriptions")
 PROTOCOL = Protocol("pw3d", "smpl24", action_mean=False, headline="pa_mpjpe",
-                    note="true 2D; SMPL's own joint centres: numbers of other papers are for 14 or 24 joints made by regressors, or for 16 joints with 2D divided by max(w, h) as PoseAug does, and cannot be compared")
+                    note="true 2D; SMPL's own joint centres: numbers of other papers are for 14, 16 or 24 joints made by regressors and cannot be compared")
 SPLITS = ("train", "validation", "test")
 PICTURES = ("own", "square")
 RECIPE = 1
@@ -175,7 +175,7 @@ def squared(
     lens: Sequence[float],    # fx fy cx cy in pixels
     size: tuple[int, int],    # width and height in pixels
 ) -> tuple[list[float], tuple[int, int], tuple[float, float]]: # of the larger picture; how far its corner lies from the old one, x and y
-    "The camera of a picture to which equal bars are added at the shorter sides, until it is a square."
+    "The camera of a picture between two equal bars that make it a square: left and right of an upright one."
     side = max(size)
     right, down = ((side - length) / 2 for length in size)
     return [*lens[:2], lens[2] + right, lens[3] + down], (side, side), (right, down)
@@ -226,7 +226,7 @@ def load(
     input_2d: str = "gt",                # "gt", "openpose" (of the files) or a detector modelled in data.detectors
     skeleton: str | None = None,         # "smpl24", "smpl14" or "h36m16"; None: smpl24, with "openpose" smpl14
     inside: bool = False,                # only samples with all joints in the image
-    picture: str = "own",                # "own", or "square": with bars at the shorter sides, so that 2D is divided by the longer one
+    picture: str = "own",                # "own", or "square": between two bars, so that 2D is divided by the longer side
 ) -> PoseSet: # 30 Hz; a sequence for each person
     "The samples of a part of 3DPW. Raises `InputError` in one sentence for whatever is missing or wrong."
     if input_2d != "openpose": require_input(input_2d)

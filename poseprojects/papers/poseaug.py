@@ -222,7 +222,7 @@ def scoring(
     "16 joints, mean over frames; MPI-INF-3DHP with flips, 3DPW in square pictures. The release's choice of the epoch is a protocol of its own, whose name says so."
     own = {H36M_P1.id: POSEAUG_H36M, MPI3DHP.id: POSEAUG_3DHP, "pw3d": POSEAUG_3DPW}.get(protocol.id)
     scored = (*scoring_of_lifters(protocol, config, fidelity),) if own is None else (replace(own, selection="last", note=own.note or protocol.note),)
-    across = dict(note=f"the epoch was chosen on the test of the training set, not on this one; {scored[0].note}") if own in (POSEAUG_3DHP, POSEAUG_3DPW) else {}
+    across = dict(note=f"the epoch was chosen on the test of the training set, not on this one{'; ' * bool(scored[0].note)}{scored[0].note}") if own in (POSEAUG_3DHP, POSEAUG_3DPW) else {}
     if fidelity == "release": scored += tuple(p.but(f"{p.id}-best-on-test", selection="best-on-test", **across) for p in scored[:1])
     return scored
 
@@ -284,7 +284,7 @@ class PoseAug(nn.Module):
         self.register_buffer("templates", templates.clone(), persistent=False)
         self.register_buffer("watched", torch.zeros(7)) # sums over the epoch: accuracies of the judges, spreads of bends, places and turns; steps of the judges and of the augmentor
         self.fakes = torch.zeros(0, 16, 3) # of this epoch, by sample; NaN where there is none
-        self.strict = False # whether one turn for all bodies ends a run too, instead of a warning; no option, for it changes no number
+        self.strict = False # whether one turn for all bodies ends a run too, instead of a warning; no option, for no number of a run that goes on depends on it
 
     def get_extra_state(self) -> Tensor: return self.fakes
     def set_extra_state(self, state: Tensor) -> None: self.fakes = state.clone()

@@ -176,11 +176,11 @@ def _action(metrics: Mapping, action: str) -> Mapping:
 def runs(
     records: Iterable[Record], # of any runs
 ) -> list[Run]: # in a fixed order
-    "Groups records into runs. Of two records of one run and seed (from two folders) the newer counts."
+    "Groups records into runs. Of two records of one run that were asked for the same seed the newer counts: from two folders, or where one of them had to begin again with another seed."
     groups: dict = defaultdict(dict)
     for record in sorted(records, key=lambda r: (r.created, identity(r))):
         key = (record.test_data, record.train_data, record.method, record.variant, record.plan, record.fidelity, record.input_2d, record.protocol, record.selection, record.epochs, identity(record, seed=False))
-        groups[key][record.seed, asked_seed(record)] = record # two runs that were asked for different seeds are two, also when one of them began again
+        groups[key][asked_seed(record)] = record # two runs that were asked for different seeds are two, also when one of them began again and so used the other's
     return [Run(tuple(of_seed[seed] for seed in sorted(of_seed))) for _, of_seed in sorted(groups.items())]
 
 def spread(
@@ -415,7 +415,7 @@ class Summary:
 
     @property
     def published(self) -> bool:
-        "Whether it is one of the authors' own tables, which is shown before there is a record."
+        "Whether its figures stand in the paper or in the release's summary; it is shown before there is a record."
         return (self.train_data, self.test_data) in self.paper.SUMMARISED and self.plan == "paper" and self.family == next(iter(self.paper.pairs())) and not self.validation
 
     def _protocols(self, fidelity: str) -> tuple[Protocol, ...]:
@@ -518,7 +518,7 @@ def summary_table(
     notes = (f"{about.metric.replace('_', '-').upper()} in mm, mean ± standard deviation over n seeds; change: mean ± deviation of the differences from `{first}` over the seeds that both have. {NEEDED}: no record yet.",
              "seeds: `1 for 0` is a run that collapsed with seed 0 and began again with seed 1.",
              f"best on validation: the epoch that was best on {about.validation}, who are not trained on." if about.validation else "best on validation: – because no training subjects were held out (parameter `validation`); then all of them are trained on.",
-             *(["best on test: the release chose its epoch on the test set; such a figure is too good, and its change compares it with an epoch that was not chosen."] if grey else []),
+             *([f"best on test: the release chose its epoch on {'the test set' if about.test_data == about.train_data else 'the test set of the training data, here not on this one'}; such a figure is too good, and its change compares it with an epoch that was not chosen."] if grey else []),
              *([f"{left_out} further run{'s' * (left_out > 1)} with other numbers than the plan's, or older ones, are left out here; they stand in the measured tables."] if left_out else []),
              *(f"protocol: {line}" for line in protocols), *(f"produced by: {text}" for text in sources))
     slug = "-".join(re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") for text in (about.method, about.train_data, about.test_data, about.plan, about.family, *([f"without {about.validation}"] if about.validation else [])))
