@@ -3,6 +3,7 @@ import copy
 import functools
 import math
 from dataclasses import fields, replace
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -854,11 +855,14 @@ def test_views_and_bends():
 
 @pytest.mark.parametrize("lifter", ["mlp", "videopose"])
 def test_people_of_another_laboratory_gain_more_than_seeds_differ(lifter):
-    "Records of the grid `poseaug-cmu`, three seeds: every seed with even turns is better on hdm05 than every seed alone, and than as many steps on real poses; own test at most 3 % worse. `make grid NAME=poseaug-cmu` makes them again."
+    """Records of the grid `poseaug-cmu`, three seeds: on hdm05, every seed with PoseAug, as published and with even turns, is better than every seed alone, and every one with even turns also than as many steps on real poses; own test at most 3 % worse.
+
+    With even turns the gap between the worst and the best is twice the range of the seeds; as published, whose seeds differ more, the gap of the means is more than their deviation. `make grid NAME=poseaug-cmu` makes the records again."""
     def of(test_data, method, variant): return [r.metrics["mpjpe"] for r in read_all() if (r.test_data, r.train_data, r.method, r.variant, r.plan, r.input_2d, r.fidelity, r.selection) == (test_data, "cmu", method, variant, "quick", "gt", "paper", "last")]
-    alone, control, even = ((lifter, "poseaug-units-standard"), ("poseaug", f"{lifter}-short-real"), ("poseaug", f"{lifter}-short-even"))
-    values = {(data, step): of(data, *step) for data in ("cmu", "hdm05") for step in (alone, control, even)}
-    assert all(len(v) >= 2 for v in values.values()) and len(values["hdm05", even]) >= 3 <= len(values["hdm05", alone])
+    alone, control, published, even = ((lifter, "poseaug-units-standard"), ("poseaug", f"{lifter}-short-real"), ("poseaug", f"{lifter}-short"), ("poseaug", f"{lifter}-short-even"))
+    values = {(data, step): of(data, *step) for data in ("cmu", "hdm05") for step in (alone, control, published, even)}
+    assert all(len(v) >= (2 if step == control else 3) for (_, step), v in values.items())
     gap = min(values["hdm05", alone]) - max(values["hdm05", even])
     assert gap > 2 * max(max(values["hdm05", step]) - min(values["hdm05", step]) for step in (alone, even)) and min(values["hdm05", control]) > max(values["hdm05", even])
-    assert sum(values["cmu", even]) / len(values["cmu", even]) <= 1.03 * sum(values["cmu", alone]) / len(values["cmu", alone])
+    assert max(values["hdm05", published]) < min(values["hdm05", alone]) and fmean(values["hdm05", alone]) - fmean(values["hdm05", published]) > stdev(values["hdm05", published])
+    for step in (published, even): assert fmean(values["cmu", step]) <= 1.03 * fmean(values["cmu", alone])
