@@ -81,7 +81,7 @@ class Record:
     input_2d: str             # of the test set: "gt", or the detector
     protocol: str             # id, such as "h36m-p1"
     protocol_line: str        # the line that the protocol prints beside every number
-    metrics: dict             # name -> mm or percent; per_action and per_joint are dictionaries
+    metrics: dict             # name -> mm or percent; per_action and per_joint are dictionaries, and so is PoseAug's augmentation (shares and ratios)
     selection: str            # which checkpoint was scored: "last", "best-on-validation", "best-on-test"
     seed: int
     epochs: int               # epochs trained
